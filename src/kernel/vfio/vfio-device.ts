@@ -1,0 +1,118 @@
+/**
+ * A device that VFIO hands out, and the files through which programs hold it.
+ *
+ * The same device is reached by two ways: GET_DEVICE_FD of its group (any number of files, one open device), or its own node
+ * /dev/vfio/devices/vfioN (bound to an iommufd before anything else works). `VfioDevice` is the bus-independent half: open count,
+ * and what the ways need of it. What the registers do is in the subclass (pci/).
+ */
+import { Errno } from '../../lib/errno.ts';
+import { File, type FileMapping, type IoctlResult } from '../core/file.ts';
+import type { Task } from '../core/task.ts';
+import type { IommuGroup } from '../iommu/group.ts';
+
+export abstract class VfioDevice {
+  /** The name that GET_DEVICE_FD takes, e.g. `0000:00:04.0`. */
+  abstract readonly name: string;
+  readonly iommuGroup: IommuGroup;
+  /** N of /dev/vfio/devices/vfioN. Given at registration. */
+  index = -1;
+  /** Open files, by either way. */
+  openCount = 0;
+  /** Set while the device is held through its own node: the group's node is then busy. */
+  cdevOpened = false;
+
+  constructor(iommuGroup: IommuGroup) {
+    this.iommuGroup = iommuGroup;
+  }
+
+  /**
+   * Whether `text` of GET_DEVICE_FD names this device. Throws EINVAL when it does but carries options that are malformed or not
+   * wanted (a token for a device that needs none), EACCES for a wrong token.
+   */
+  abstract match(text: string): boolean;
+
+  /** The 0→1 step of opening: enables the device. On failure nothing is changed. */
+  abstract openDevice(): void;
+  /** The 1→0 step: interrupts off, mappings of other processes gone, Bus Master off, the function reset where it can be. */
+  abstract closeDevice(): void;
+
+  abstract ioctl(task: Task, file: DeviceFile, request: number, argument: bigint): IoctlResult;
+  abstract read(task: Task, into: Uint8Array, position: number): number;
+  abstract write(task: Task, from: Uint8Array, position: number): number;
+  abstract access(task: Task, buffer: Uint8Array, position: number, isWrite: boolean): number;
+  abstract mmap(task: Task, length: number, prot: number, flags: number, offset: number): FileMapping;
+
+  /** Mediated devices only: IOVAs that are about to vanish; the driver drops its pins before it returns. */
+  dmaUnmap?(iova: bigint, length: bigint): void;
+
+  /** The device is to go away: asks its user to let go (REQ interrupt). `count`: how often it was asked before. */
+  request(_count: number): void {}
+}
+
+/** How a file came by its device; supplied by the group or by the cdev, called once at the file's end. */
+export interface DeviceAccess {
+  readonly through: 'group' | 'cdev';
+  /** False while a cdev file is not bound: everything but BIND is then EINVAL. */
+  readonly ready: boolean;
+  /** The cdev's own ioctls (bind, attach, detach). Undefined: not one of them. */
+  ioctl(task: Task, request: number, argument: bigint): IoctlResult | undefined;
+  /** After the file's end and, when it was the last one, after closeDevice. */
+  released(): void;
+}
+
+/** An open file on a device: `anon_inode:[vfio-device]` through a group, the node's path through a cdev. */
+export class DeviceFile extends File {
+  readonly kind = 'device';
+  readonly path: string;
+  readonly device: VfioDevice;
+  access_: DeviceAccess | undefined;
+
+  constructor(device: VfioDevice, path: string) {
+    super();
+    this.device = device;
+    this.path = path;
+  }
+
+  get through(): 'group' | 'cdev' {
+    return this.access_?.through ?? 'cdev';
+  }
+
+  override ioctl(task: Task, request: number, argument: bigint): IoctlResult {
+    const own = this.access_?.ioctl(task, request, argument);
+    if (own !== undefined) return own;
+    this.#ready();
+    return this.device.ioctl(task, this, request, argument);
+  }
+
+  override read(task: Task, into: Uint8Array, position: number): number {
+    this.#ready();
+    return this.device.read(task, into, position);
+  }
+
+  override write(task: Task, from: Uint8Array, position: number): number {
+    this.#ready();
+    return this.device.write(task, from, position);
+  }
+
+  override access(task: Task, buffer: Uint8Array, position: number, isWrite: boolean): number {
+    this.#ready();
+    return this.device.access(task, buffer, position, isWrite);
+  }
+
+  override mmap(task: Task, length: number, prot: number, flags: number, offset: number): FileMapping {
+    this.#ready();
+    return this.device.mmap(task, length, prot, flags, offset);
+  }
+
+  override release(): void {
+    const access = this.access_;
+    this.access_ = undefined;
+    access?.released();
+  }
+
+  #ready(): void {
+    if (this.access_ === undefined || !this.access_.ready) {
+      throw new Errno('EINVAL', `${this.path} is not bound to an iommufd yet (VFIO_DEVICE_BIND_IOMMUFD comes first)`);
+    }
+  }
+}
