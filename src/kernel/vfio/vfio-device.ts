@@ -65,7 +65,7 @@ export class DeviceFile extends File {
   readonly kind = 'device';
   readonly path: string;
   readonly device: VfioDevice;
-  access_: DeviceAccess | undefined;
+  way: DeviceAccess | undefined;
 
   constructor(device: VfioDevice, path: string) {
     super();
@@ -74,11 +74,11 @@ export class DeviceFile extends File {
   }
 
   get through(): 'group' | 'cdev' {
-    return this.access_?.through ?? 'cdev';
+    return this.way?.through ?? 'cdev';
   }
 
   override ioctl(task: Task, request: number, argument: bigint): IoctlResult {
-    const own = this.access_?.ioctl(task, request, argument);
+    const own = this.way?.ioctl(task, request, argument);
     if (own !== undefined) return own;
     this.#ready();
     return this.device.ioctl(task, this, request, argument);
@@ -105,13 +105,13 @@ export class DeviceFile extends File {
   }
 
   override release(): void {
-    const access = this.access_;
-    this.access_ = undefined;
-    access?.released();
+    const way = this.way;
+    this.way = undefined;
+    way?.released();
   }
 
   #ready(): void {
-    if (this.access_ === undefined || !this.access_.ready) {
+    if (this.way === undefined || !this.way.ready) {
       throw new Errno('EINVAL', `${this.path} is not bound to an iommufd yet (VFIO_DEVICE_BIND_IOMMUFD comes first)`);
     }
   }
