@@ -1,0 +1,172 @@
+/**
+ * Host files: what machine the box shows. JSON or YAML, checked against a published schema (schema/host.json, made from the
+ * table below by `npm run schema`).
+ *
+ * A function stands at an address; a bridge says which bus lies behind it; a child stands on that bus. Nothing else nests.
+ */
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import type { z as zod } from 'zod';
+
+export type Scalar = string | number | boolean;
+
+export interface FunctionConfig {
+  /** `[segment:]bus:slot.function` in hexadecimal, e.g. `00:04.0`. */
+  at: string;
+  model: string;
+  options?: Record<string, unknown> | undefined;
+  /** Driver bound at start; `vfio-pci` gives the function to programs. Absent or null: none. */
+  driver?: string | null | undefined;
+  /** Bus number behind a bridge. */
+  secondary?: number | undefined;
+  /** Pins the id of the group that this function founds. */
+  group?: number | undefined;
+  /** Bus addresses of BARs by index, instead of those the firmware would choose. */
+  bars?: Record<string, number | string> | undefined;
+  interruptLine?: number | undefined;
+  untrusted?: boolean | undefined;
+  /** Further devfns (`slot.function`) on the same bus that this function's DMA may carry. */
+  dmaAliases?: string[] | undefined;
+}
+
+export interface UnitConfig {
+  name: string;
+  /** Capabilities: `vtd-legacy-sc`, `vtd-legacy-nosc`. */
+  preset: string;
+  /** Addresses of the functions it serves; absent: all that no other unit serves. */
+  functions?: string[] | undefined;
+}
+
+export interface HostConfig {
+  $schema?: string | undefined;
+  name: string;
+  description?: string | undefined;
+  iommu: { units: UnitConfig[] };
+  functions: FunctionConfig[];
+  /** The order in which functions get their drivers (and vfio numbers); those not named follow in bus order. */
+  bindOrder?: string[] | undefined;
+  options?:
+    | {
+        allowUnsafeInterrupts?: boolean | undefined;
+        dmaEntryLimit?: number | undefined;
+        disableHugePages?: boolean | undefined;
+        groupMultifunction?: boolean | undefined;
+      }
+    | undefined;
+}
+
+/** A host file that cannot be used. The message is one line for a person: where, what was found, what was expected. */
+export class HostFileError extends Error {}
+
+const PRESETS = ['default', 'kernel-golden'];
+
+/** Names that `--host` takes beside files. */
+export function presetNames(): string[] {
+  return [...PRESETS];
+}
+
+/** Where the presets lie: hosts/ of the package. */
+function presetPath(name: string): URL {
+  return new URL(`../../../hosts/${name}.json`, import.meta.url);
+}
+
+const FUNCTION_ADDRESS = /^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/;
+
+/** The schema, as a zod type. Loaded only for files of users: presets are checked by the tests. */
+export function hostSchema(z: typeof zod) {
+  const address = z
+    .string()
+    .regex(FUNCTION_ADDRESS, 'expected an address such as "00:04.0" or "0000:00:04.0" (hexadecimal, lower case)');
+  const busAddress = z.union([
+    z.int().min(0),
+    z.string().regex(/^0x[0-9a-f]+$/i, 'expected a number or a string such as "0xfea00000"'),
+  ]);
+  const fn = z
+    .strictObject({
+      at: address.describe('Address of the function: [segment:]bus:slot.function'),
+      model: z.string().min(1).describe('Device model, e.g. edu, testdev, root-port'),
+      options: z.record(z.string(), z.unknown()).optional().describe('Options of the model'),
+      driver: z.string().nullable().optional().describe('Driver bound at start; vfio-pci gives the function to programs'),
+      secondary: z.int().min(1).max(255).optional().describe('Bus number behind this bridge'),
+      group: z.int().min(0).optional().describe('Pins the id of the IOMMU group that this function founds'),
+      bars: z
+        .record(z.string().regex(/^[0-5]$/, 'expected a BAR index 0 to 5'), busAddress)
+        .optional()
+        .describe('Bus addresses of BARs by index'),
+      interruptLine: z.int().min(0).max(255).optional(),
+      untrusted: z.boolean().optional(),
+      dmaAliases: z.array(z.string().regex(/^[01][0-9a-f]\.[0-7]$/, 'expected slot.function such as "00.1"')).optional(),
+    })
+    .describe('One PCI function');
+  return z.strictObject({
+    $schema: z.string().optional(),
+    name: z.string().min(1),
+    description: z.string().optional(),
+    iommu: z.strictObject({
+      units: z.array(
+        z.strictObject({
+          name: z.string().min(1),
+          preset: z.string().min(1),
+          functions: z.array(address).optional(),
+        }),
+      ),
+    }),
+    functions: z.array(fn),
+    bindOrder: z.array(address).optional(),
+    options: z
+      .strictObject({
+        allowUnsafeInterrupts: z.boolean().optional(),
+        dmaEntryLimit: z.int().min(1).max(0xffffffff).optional(),
+        disableHugePages: z.boolean().optional(),
+        groupMultifunction: z.boolean().optional(),
+      })
+      .optional(),
+  });
+}
+
+const load = createRequire(import.meta.url);
+
+/**
+ * Reads a preset by name or a host file by path. HostFileError: the file is missing, is no JSON/YAML, or is wrong somewhere; what
+ * models and options exist is checked later, when the machine is built.
+ */
+export function loadHost(nameOrPath: string): HostConfig {
+  if (PRESETS.includes(nameOrPath)) return JSON.parse(readFileSync(presetPath(nameOrPath), 'utf8')) as HostConfig;
+  let text: string;
+  try {
+    text = readFileSync(nameOrPath, 'utf8');
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    if (code === 'ENOENT' && !/[./]/.test(nameOrPath)) {
+      throw new HostFileError(`there is no host file or preset '${nameOrPath}'; presets: ${PRESETS.join(', ')}`);
+    }
+    throw new HostFileError(`cannot read host file '${nameOrPath}': ${code}`);
+  }
+  return parseHost(text, nameOrPath);
+}
+
+/** As `loadHost`, from a text. `origin` is its name in messages; a name that ends in .yaml or .yml makes it YAML. */
+export function parseHost(text: string, origin: string): HostConfig {
+  let value: unknown;
+  try {
+    const isYaml = /\.ya?ml$/.test(origin);
+    value = isYaml ? (load('yaml') as typeof import('yaml')).parse(text) : JSON.parse(text);
+  } catch (error) {
+    throw new HostFileError(`${origin}: ${(error as Error).message.split('\n')[0]}`);
+  }
+  const { z } = load('zod') as typeof import('zod');
+  const result = hostSchema(z).safeParse(value);
+  if (result.success) return result.data as HostConfig;
+  const issue = result.error.issues[0]!;
+  const path = issue.path.reduce<string>(
+    (at, key) => (typeof key === 'number' ? `${at}[${key}]` : at === '' ? String(key) : `${at}.${String(key)}`),
+    '',
+  );
+  const more = result.error.issues.length > 1 ? ` (and ${result.error.issues.length - 1} more)` : '';
+  throw new HostFileError(`${origin}: at ${path === '' ? 'the top' : path}: ${issue.message}${more}`);
+}
+
+/** `0000:00:04.0` of `00:04.0`. */
+export function fullAddress(at: string): string {
+  return at.length === 7 ? `0000:${at}` : at;
+}
