@@ -1,0 +1,82 @@
+/**
+ * /sys/kernel/iommu_groups, /sys/class/iommu: which functions form a group and which unit translates them.
+ */
+import type { IommuUnit } from '../../hw/iommu/unit.ts';
+import type { PciFunction } from '../../hw/pci/function.ts';
+import type { IommuGroup } from '../../kernel/iommu/group.ts';
+import { addressOf } from '../../lib/pages.ts';
+import { functionPath } from './pci.ts';
+import { type SysfsTree, text } from './tree.ts';
+
+/** Lines `0x… 0x… type`, both ends included, as in drivers/iommu/iommu.c. */
+export function reservedRegionsText(group: IommuGroup): string {
+  return group
+    .reservedRegions()
+    .map(({ firstPage, lastPage, type }) => {
+      const first = addressOf(firstPage).toString(16).padStart(16, '0');
+      const last = (addressOf(lastPage) + 0xfffn).toString(16).padStart(16, '0');
+      return `0x${first} 0x${last} ${type}\n`;
+    })
+    .join('');
+}
+
+export function groupPath(group: IommuGroup): string {
+  return `/sys/kernel/iommu_groups/${group.id}`;
+}
+
+export class IommuSysfs {
+  readonly #tree: SysfsTree;
+
+  constructor(tree: SysfsTree) {
+    this.#tree = tree;
+    tree.directory('/sys/kernel/iommu_groups');
+    tree.directory('/sys/class/iommu');
+  }
+
+  addUnit(unit: IommuUnit, index: number): void {
+    const tree = this.#tree;
+    const folder = `/sys/devices/virtual/iommu/${unit.name}`;
+    tree.file(`${folder}/intel-iommu/cap`, `${unit.cap.toString(16)}\n`);
+    tree.file(`${folder}/intel-iommu/ecap`, `${unit.ecap.toString(16)}\n`);
+    tree.file(`${folder}/intel-iommu/version`, '1:0\n');
+    tree.file(`${folder}/intel-iommu/address`, `${(0xfed90000 + index * 0x1000).toString(16)}\n`);
+    tree.file(`${folder}/intel-iommu/domains_supported`, '65536\n');
+    tree.directory(`${folder}/devices`);
+    tree.link(`${folder}/subsystem`, '/sys/class/iommu');
+    tree.link(`/sys/class/iommu/${unit.name}`, folder);
+  }
+
+  addMember(group: IommuGroup, fn: PciFunction): void {
+    const tree = this.#tree;
+    const folder = groupPath(group);
+    if (!tree.has(folder)) {
+      tree.attribute(`${folder}/reserved_regions`, { mode: 0o444, show: () => text(reservedRegionsText(group)) });
+      tree.attribute(`${folder}/type`, {
+        mode: 0o644,
+        show: () => text(`${group.domain.kind === 'dma' ? 'DMA' : group.domain.kind}\n`),
+      });
+    }
+    tree.link(`${folder}/devices/${fn.name}`, functionPath(fn));
+    tree.link(`${functionPath(fn)}/iommu_group`, folder);
+    if (group.unit !== undefined) {
+      tree.link(`${functionPath(fn)}/iommu`, `/sys/devices/virtual/iommu/${group.unit.name}`);
+      tree.link(`/sys/devices/virtual/iommu/${group.unit.name}/devices/${fn.name}`, functionPath(fn));
+    }
+  }
+
+  removeMember(group: IommuGroup, fn: PciFunction): void {
+    const tree = this.#tree;
+    tree.remove(`${groupPath(group)}/devices/${fn.name}`);
+    tree.remove(`${functionPath(fn)}/iommu_group`);
+    if (group.unit !== undefined) {
+      tree.remove(`${functionPath(fn)}/iommu`);
+      tree.remove(`/sys/devices/virtual/iommu/${group.unit.name}/devices/${fn.name}`);
+    }
+    if (tree.list(`${groupPath(group)}/devices`).length === 0) tree.remove(groupPath(group));
+  }
+
+  /** The group's domain has changed. */
+  refresh(group: IommuGroup): void {
+    this.#tree.refresh(`${groupPath(group)}/type`);
+  }
+}
