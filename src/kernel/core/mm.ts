@@ -7,9 +7,10 @@
  *
  * Nothing is pinned in reality: memory that the program unmaps below a mapping is gone, and DMA to it faults.
  */
-import { Errno } from '../../lib/errno.ts';
+
 import type { Backing } from '../../hw/memory/backing.ts';
 import { BLOCK_PAGES, type PhysicalMemory } from '../../hw/memory/physical-memory.ts';
+import { Errno } from '../../lib/errno.ts';
 import type { UserMemory, Vma } from './user-memory.ts';
 
 const LEAF_PAGES = 512;
@@ -31,6 +32,14 @@ export interface Run {
   readonly count: number;
 }
 
+/** Adds pages to a list of runs, joined with the last one where they continue it. */
+function append(runs: Run[], firstPage: number, count: number): void {
+  const last = runs[runs.length - 1];
+  if (last !== undefined && last.firstPage + last.count === firstPage) {
+    runs[runs.length - 1] = { firstPage: last.firstPage, count: last.count + count };
+  } else runs.push({ firstPage, count });
+}
+
 export class Mm {
   readonly memory: UserMemory;
   readonly #physical: PhysicalMemory;
@@ -44,22 +53,34 @@ export class Mm {
   }
 
   /**
+   * How far `[address, address + length)` is mapped and readable (and writable): its mappings in order, the byte at which that ends,
+   * and why it ends before the range does.
+   */
+  survey(address: number, length: number, isWrite: boolean): { vmas: Vma[]; end: number; why: string | undefined } {
+    const vmas: Vma[] = [];
+    let at = address;
+    const end = address + length;
+    let why: string | undefined;
+    while (at < end) {
+      const vma = at < 2 ** 47 ? this.memory.vma(at) : undefined;
+      if (vma === undefined) why = `nothing is mapped at 0x${at.toString(16)}`;
+      else if (vma.device === undefined && (isWrite ? !vma.writable : !vma.readable)) {
+        why = `the memory at 0x${at.toString(16)} is not ${isWrite ? 'writable' : 'readable'}`;
+      }
+      if (vma === undefined || why !== undefined) break;
+      vmas.push(vma);
+      at = vma.end;
+    }
+    return { vmas, end: Math.min(at, end), why };
+  }
+
+  /**
    * Checks that `[address, address + length)` is mapped and readable (and writable), as get_user_pages does. Returns its mappings
    * in order. EFAULT.
    */
   check(address: number, length: number, isWrite: boolean): Vma[] {
-    const vmas: Vma[] = [];
-    let at = address;
-    const end = address + length;
-    while (at < end) {
-      const vma = at < 2 ** 47 ? this.memory.vma(at) : undefined;
-      if (vma === undefined) throw new Errno('EFAULT', `nothing is mapped at 0x${at.toString(16)}`);
-      if (vma.device === undefined && (isWrite ? !vma.writable : !vma.readable)) {
-        throw new Errno('EFAULT', `the memory at 0x${at.toString(16)} is not ${isWrite ? 'writable' : 'readable'}`);
-      }
-      vmas.push(vma);
-      at = vma.end;
-    }
+    const { vmas, why } = this.survey(address, length, isWrite);
+    if (why !== undefined) throw new Errno('EFAULT', why);
     return vmas;
   }
 
@@ -74,11 +95,7 @@ export class Mm {
       const within = at - index * BLOCK_PAGES;
       const part = Math.min(left, BLOCK_PAGES - within);
       this.#count(chunk, within, part, 1);
-      const first = chunk.firstPage + within;
-      const last = runs[runs.length - 1];
-      if (last !== undefined && last.firstPage + last.count === first) {
-        runs[runs.length - 1] = { firstPage: last.firstPage, count: last.count + part };
-      } else runs.push({ firstPage: first, count: part });
+      append(runs, chunk.firstPage + within, part);
       at += part;
       left -= part;
     }
@@ -103,6 +120,24 @@ export class Mm {
       at += part;
       left -= part;
     }
+  }
+
+  /** Where pinned pages are physically. */
+  runs(page: number, count: number): Run[] {
+    const runs: Run[] = [];
+    let left = count;
+    let at = page;
+    while (left > 0) {
+      const index = Math.floor(at / BLOCK_PAGES);
+      const chunk = this.#chunks.get(index);
+      if (chunk === undefined) throw new Error(`Page 0x${at.toString(16)} is not pinned`);
+      const within = at - index * BLOCK_PAGES;
+      const part = Math.min(left, BLOCK_PAGES - within);
+      append(runs, chunk.firstPage + within, part);
+      at += part;
+      left -= part;
+    }
+    return runs;
   }
 
   /** How often one page is pinned. */
