@@ -1,0 +1,58 @@
+/**
+ * The kernel's own VFIO selftests, unmodified, on the box's edu. What a real kernel answered on the same card: all pass, but those that
+ * need a reset or MSI-X, which edu has not, and those that need hugepages where there are none.
+ */
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { EDU, HOST } from '../e2e/machine.ts';
+import { provided, runInBox } from '../support/box.ts';
+
+interface Result {
+  name: string;
+  result: 'pass' | 'skip' | 'fail';
+}
+
+/** The result lines of a kselftest program: "ok 1 fixture.variant.test", "ok 2 name # SKIP why", "not ok 3 name". */
+function results(output: string): Result[] {
+  return [...output.matchAll(/^(not )?ok \d+ (\S+)(.*)$/gm)].map(([, not, name, rest]) => ({
+    name: name!,
+    result: not ? 'fail' : /# SKIP/.test(rest!) ? 'skip' : 'pass',
+  }));
+}
+
+interface Suite {
+  program: string;
+  tests: number;
+  /** The tests that may skip, and how many do; undefined when the machine decides. */
+  skips: RegExp;
+  skipped: number | undefined;
+}
+
+const suites: readonly Suite[] = [
+  { program: 'vfio_pci_device_test', tests: 5, skips: /reset|msix/i, skipped: 2 },
+  { program: 'vfio_iommufd_setup_test', tests: 6, skips: /^$/, skipped: 0 },
+  { program: 'vfio_dma_mapping_test', tests: 30, skips: /hugetlb/i, skipped: undefined },
+  { program: 'vfio_pci_device_init_perf_test', tests: 5, skips: /^$/, skipped: 0 },
+];
+
+for (const { program, tests, skips, skipped } of suites) {
+  test(`kernel selftest ${program} on edu`, { timeout: 180_000 }, async (t) => {
+    const folder = provided(t, 'selftests');
+    if (folder === undefined) return;
+    const outcome = await runInBox([join(folder, 'vfio', program), EDU], { host: HOST, timeout: 150_000 });
+    assert.equal(outcome.timedOut, false, outcome.story);
+    const seen = results(outcome.stdout);
+    const named = (result: Result['result']) => seen.filter((one) => one.result === result).map(({ name }) => name);
+    assert.deepEqual(named('fail'), [], outcome.story);
+    assert.equal(seen.length, tests, outcome.story);
+    assert.deepEqual(
+      named('skip').filter((name) => !skips.test(name)),
+      [],
+      outcome.story,
+    );
+    if (skipped !== undefined) assert.equal(named('skip').length, skipped, outcome.story);
+    assert.equal(outcome.status, 0, outcome.story);
+    t.diagnostic(`${named('pass').length} pass, ${named('skip').length} skip, ${outcome.milliseconds} ms`);
+  });
+}

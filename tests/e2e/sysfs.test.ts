@@ -1,0 +1,71 @@
+/** Shell loops over sysfs and /dev/vfio, as in every text on VFIO, in more than one shell. */
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { runInBox, tree } from '../support/box.ts';
+import { EDU, EDU_GROUP, functions, HOST } from './machine.ts';
+
+const wanted = functions.map(({ address, ids, driver, group }) => {
+  const [vendor, device] = ids.split(':');
+  return `${group} ${address} 0x${vendor}:0x${device} ${driver}`;
+});
+const viable = [...new Set(functions.filter(({ driver }) => driver === 'vfio-pci').map(({ group }) => group))];
+
+for (const shell of ['sh', 'bash']) {
+  test(`${shell}: the loop over groups finds every function, its group, driver and nodes`, {
+    timeout: 90_000,
+  }, async (t) => {
+    if (spawnSync(shell, ['-c', ':']).status !== 0) return t.skip(`no ${shell} here`);
+    const outcome = await runInBox([shell, join(tree, 'tests/e2e/groups.sh')], { host: HOST, timeout: 60_000 });
+    assert.equal(outcome.status, 0, outcome.story);
+    const lines = outcome.stdout.trim().split('\n');
+    assert.deepEqual(
+      lines.filter((line) => line.startsWith('WRONG')),
+      [],
+      outcome.story,
+    );
+    const found = lines.filter((line) => /^\d/.test(line));
+    assert.deepEqual(found.toSorted(), wanted.toSorted(), outcome.story);
+    const nodes = lines.filter((line) => line.startsWith('node ')).map((line) => Number(line.split('/').at(-1)));
+    assert.deepEqual(
+      nodes.filter((node) => viable.includes(node)).toSorted((a, b) => a - b),
+      viable.toSorted((a, b) => a - b),
+      outcome.story,
+    );
+    const cdevs = lines.filter((line) => line.startsWith('cdev ')).map((line) => line.split(' ')[1]);
+    assert.deepEqual(
+      cdevs,
+      functions.filter(({ driver }) => driver === 'vfio-pci').map(({ address }) => address),
+      outcome.story,
+    );
+    t.diagnostic(`${found.length} functions, ${nodes.length} group nodes, ${cdevs.length} device nodes`);
+  });
+}
+
+test('the steps of the usage example by shell: group link, its members, the node', { timeout: 60_000 }, async () => {
+  const script = `
+    readlink /sys/bus/pci/devices/${EDU}/iommu_group
+    ls /sys/bus/pci/devices/${EDU}/iommu_group/devices
+    ls -l /dev/vfio/${EDU_GROUP} /dev/vfio/vfio | cut -c1
+    stat -c '%F %t' /dev/vfio/${EDU_GROUP}
+    cat /sys/bus/pci/devices/${EDU}/{vendor,device,class}
+    ls /sys/bus/pci/drivers/vfio-pci | grep :
+    od -An -tx2 -N4 /sys/bus/pci/devices/${EDU}/config
+    basename $(readlink -f /sys/bus/pci/devices/${EDU}/driver)`;
+  const outcome = await runInBox(['bash', '-c', script], { host: HOST, timeout: 30_000 });
+  assert.equal(outcome.status, 0, outcome.story);
+  const bound = functions.filter(({ driver }) => driver === 'vfio-pci').map(({ address }) => address);
+  const lines = outcome.stdout.trim().split('\n');
+  assert.match(lines[0]!, new RegExp(`^(\\.\\./)+kernel/iommu_groups/${EDU_GROUP}$`), outcome.story);
+  assert.equal(lines[1], EDU, outcome.story);
+  assert.deepEqual(lines.slice(2, 4), ['c', 'c'], outcome.story);
+  assert.match(lines[4]!, /^character special file /, outcome.story);
+  assert.deepEqual(lines.slice(5, 8), ['0x1234', '0x11e8', '0x00ff00'], outcome.story);
+  assert.deepEqual(lines.slice(8, 8 + bound.length), bound, outcome.story);
+  assert.deepEqual(
+    lines.slice(8 + bound.length).map((line) => line.trim()),
+    ['1234 11e8', 'vfio-pci'],
+    outcome.story,
+  );
+});

@@ -1,0 +1,64 @@
+/** Boots a Linux guest in QEMU under TCG with a test program as its only job, by itself or inside the box. */
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { type Outcome, run, tree } from '../box.ts';
+import { writeInitramfs } from './initramfs.ts';
+
+export interface GuestOptions {
+  /** Folder of the component `guest`. */
+  guest: string;
+  /** A folder for the archive. */
+  scratch: string;
+  /** The static program or script that the guest runs. */
+  test: string;
+  /** Kernel modules to load before, without their dependencies. */
+  modules?: readonly string[];
+  /** QEMU's further arguments: the devices under test. */
+  devices: readonly string[];
+  /** RAM from a shared memfd instead of private memory. */
+  sharedMemory?: boolean;
+  /** Puts the command line into another one, e.g. `boxed`. */
+  within?: (command: readonly string[]) => readonly string[];
+  /** Default 120,000. */
+  timeout?: number;
+}
+
+export interface GuestOutcome extends Outcome {
+  /** The console's lines. */
+  console: string[];
+  /** Exit status of the test in the guest, or undefined when it did not end. */
+  testStatus: number | undefined;
+}
+
+/** 256 MiB: all of it within reach of a device with 28 address bits. */
+const MEMORY = '256M';
+
+export async function bootGuest(options: GuestOptions): Promise<GuestOutcome> {
+  const archive = join(options.scratch, 'guest.cpio');
+  writeInitramfs(archive, options.guest, options.test, options.modules);
+  const memory = options.sharedMemory
+    ? ['-machine', 'q35,memory-backend=m0', '-object', `memory-backend-memfd,id=m0,size=${MEMORY},share=on`]
+    : ['-machine', 'q35'];
+  const command = [
+    join(options.guest, 'bin/qemu-system-x86_64'),
+    ...memory,
+    ...['-m', MEMORY, '-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '1'],
+    ...['-nographic', '-nodefaults', '-serial', 'stdio', '-no-reboot', '-net', 'none'],
+    ...['-kernel', join(options.guest, 'vmlinux'), '-initrd', archive],
+    ...['-append', 'console=ttyS0 panic=-1 quiet'],
+    ...options.devices,
+  ];
+  const outcome = await run(options.within?.(command) ?? command, { timeout: options.timeout ?? 120_000 });
+  const console = outcome.stdout.split(/\r*\n/);
+  const status = console.map((line) => /^guest: exit (\d+)/.exec(line)?.[1]).find((found) => found !== undefined);
+  return { ...outcome, console, testStatus: status === undefined ? undefined : Number(status) };
+}
+
+/** Compiles one of this folder's C programs for the guest; throws with the compiler's words. */
+export function compileGuestProgram(name: string, scratch: string): string {
+  const target = join(scratch, name);
+  const source = join(tree, 'tests/support/guest', `${name}.c`);
+  const cc = spawnSync('cc', ['-static', '-O1', '-Wall', '-Werror', '-o', target, source], { encoding: 'utf8' });
+  if (cc.status !== 0) throw new Error(`cc ${source}: ${cc.error?.message ?? cc.stderr}`);
+  return target;
+}
