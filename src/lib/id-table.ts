@@ -55,6 +55,14 @@ export class IdTable<T> {
     this.#free(id);
   }
 
+  /** Takes a published object out, but keeps its number from being used again. */
+  retire(id: number): void {
+    const slot = this.#slots[id - this.#first];
+    if (slot === undefined || slot === RESERVED) throw new Error(`Id ${id} is not in use`);
+    this.#slots[id - this.#first] = RESERVED;
+    this.#count--;
+  }
+
   /** Published objects. */
   get size(): number {
     return this.#count;

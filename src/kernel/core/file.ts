@@ -27,6 +27,9 @@ export interface FileMapping {
   readonly trapped: boolean;
 }
 
+export const POLLIN = 0x1;
+export const POLLOUT = 0x4;
+
 export abstract class File {
   /** Lower-case word: `container`, `group`, `device`, `iommufd`, `attribute`, … It is part of a handle's name. */
   abstract readonly kind: string;
@@ -47,6 +50,11 @@ export abstract class File {
   /** Writes at `position`. Returns the bytes written. */
   write(_task: Task, _from: Uint8Array, _position: number): number {
     throw new Errno('EINVAL', `${this.path} cannot be written`);
+  }
+
+  /** Events of poll(2) that are there now; readable and writable when a file has nothing to wait for. */
+  poll(): number {
+    return POLLIN | POLLOUT;
   }
 
   /** One access of the processor to a trapped mapping: 1 to 64 bytes, exactly as the instruction made it. EIO: nobody answers. */

@@ -46,6 +46,8 @@ export class Mm {
   readonly #chunks = new Map<number, Chunk>();
   /** Pages that count against RLIMIT_MEMLOCK (VmLck/VmPin of the kernel). */
   lockedPages = 0;
+  /** Pages that iommufd has pinned for programs of this address space (VmPin), counted against nothing. */
+  pinnedPages = 0;
 
   constructor(memory: UserMemory, physical: PhysicalMemory) {
     this.memory = memory;
