@@ -29,7 +29,10 @@ function change(bits: Uint8Array, first: number, count: number, isSet: boolean):
   const lastByte = Math.floor((end - 1) / 8);
   const head = (0xff << (first % 8)) & 0xff;
   const tail = 0xff >> (7 - ((end - 1) % 8));
-  if (firstByte === lastByte) return put(bits, firstByte, head & tail, isSet);
+  if (firstByte === lastByte) {
+    put(bits, firstByte, head & tail, isSet);
+    return;
+  }
   put(bits, firstByte, head, isSet);
   bits.fill(isSet ? 0xff : 0, firstByte + 1, lastByte);
   put(bits, lastByte, tail, isSet);

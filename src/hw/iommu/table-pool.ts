@@ -1,0 +1,72 @@
+/**
+ * The memory in which page tables lie: tables of 512 entries, each entry two 32-bit halves, low half first.
+ *
+ * A table's number is its page number in this memory, so that an entry which points to a table holds what it would hold in silicon:
+ * the table's address. The pool ends at 4 GiB (2^20 tables); the high half of an entry that points to a table is therefore 0.
+ * Table 0 does not exist.
+ */
+import { Errno } from '../../lib/errno.ts';
+
+/** 32-bit words of a table. */
+export const TABLE_WORDS = 1024;
+const FIRST_CAPACITY = 16;
+const LARGEST = 2 ** 20;
+
+export class TablePool {
+  /** All tables; replaced when the pool grows, so never kept across an allocation. */
+  words: Uint32Array;
+  /** Present entries of each table. */
+  live: Uint16Array;
+  readonly #limit: number;
+  #capacity = FIRST_CAPACITY;
+  #next = 1;
+  #free: number[] = [];
+
+  /** At most `limit` tables can be in use: what a machine short of memory would do. */
+  constructor(limit = LARGEST - 1) {
+    this.#limit = Math.min(limit, LARGEST - 1);
+    this.words = new Uint32Array(FIRST_CAPACITY * TABLE_WORDS);
+    this.live = new Uint16Array(FIRST_CAPACITY);
+  }
+
+  /** Tables in use. */
+  get used(): number {
+    return this.#next - 1 - this.#free.length;
+  }
+
+  /** An empty table. ENOMEM. */
+  allocate(): number {
+    const freed = this.#free.pop();
+    if (freed !== undefined) return freed;
+    if (this.#next > this.#limit)
+      throw new Errno('ENOMEM', `all ${this.#limit} page tables of this machine are in use`);
+    if (this.#next === this.#capacity) this.#grow();
+    return this.#next++;
+  }
+
+  /** Takes a table back whose entries are all zero. */
+  free(table: number): void {
+    this.live[table] = 0;
+    this.#free.push(table);
+    if (this.used === 0 && this.#capacity > FIRST_CAPACITY) this.#reset();
+  }
+
+  #grow(): void {
+    this.#capacity = Math.min(this.#capacity * 2, LARGEST);
+    const words = new Uint32Array(this.#capacity * TABLE_WORDS);
+    words.set(this.words);
+    this.words = words;
+    const live = new Uint16Array(this.#capacity);
+    live.set(this.live);
+    this.live = live;
+  }
+
+  /** Nothing is in use: the memory of the busiest moment goes back. */
+  #reset(): void {
+    this.#capacity = FIRST_CAPACITY;
+    this.#next = 1;
+    this.#free = [];
+    this.words = new Uint32Array(FIRST_CAPACITY * TABLE_WORDS);
+    this.live = new Uint16Array(FIRST_CAPACITY);
+  }
+}
