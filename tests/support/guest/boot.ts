@@ -17,6 +17,8 @@ export interface GuestOptions {
   devices: readonly string[];
   /** RAM from a shared memfd instead of private memory. */
   sharedMemory?: boolean;
+  /** Gives the guest an IOMMU (VT-d), which it uses. */
+  iommu?: boolean;
   /** Puts the command line into another one, e.g. `boxed`. */
   within?: (command: readonly string[]) => readonly string[];
   /** Default 120,000. */
@@ -36,16 +38,18 @@ const MEMORY = '256M';
 export async function bootGuest(options: GuestOptions): Promise<GuestOutcome> {
   const archive = join(options.scratch, 'guest.cpio');
   writeInitramfs(archive, options.guest, options.test, options.modules);
-  const memory = options.sharedMemory
-    ? ['-machine', 'q35,memory-backend=m0', '-object', `memory-backend-memfd,id=m0,size=${MEMORY},share=on`]
-    : ['-machine', 'q35'];
+  const machine = `q35${options.sharedMemory ? ',memory-backend=m0' : ''}${options.iommu ? ',kernel-irqchip=split' : ''}`;
+  const memory = options.sharedMemory ? ['-object', `memory-backend-memfd,id=m0,size=${MEMORY},share=on`] : [];
+  const iommu = options.iommu ? ['-device', 'intel-iommu,intremap=on,caching-mode=on'] : [];
   const command = [
     join(options.guest, 'bin/qemu-system-x86_64'),
+    ...['-machine', machine],
     ...memory,
+    ...iommu,
     ...['-m', MEMORY, '-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '1'],
     ...['-nographic', '-nodefaults', '-serial', 'stdio', '-no-reboot', '-net', 'none'],
     ...['-kernel', join(options.guest, 'vmlinux'), '-initrd', archive],
-    ...['-append', 'console=ttyS0 panic=-1 quiet'],
+    ...['-append', `console=ttyS0 panic=-1 quiet${options.iommu ? ' intel_iommu=on' : ''}`],
     ...options.devices,
   ];
   const outcome = await run(options.within?.(command) ?? command, { timeout: options.timeout ?? 120_000 });
