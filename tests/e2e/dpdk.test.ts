@@ -8,9 +8,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { provided, runInBox, scratch, tree } from '../support/box.ts';
-import { EDU } from './machine.ts';
-
-const host = join(tree, 'tests/e2e/dpdk-host.json');
+import { EDU, HOST } from './machine.ts';
 
 function compile(t: TestContext, dpdk: string): string {
   const target = join(scratch(t), 'dpdk-probe');
@@ -39,7 +37,11 @@ test('DPDK probes edu: registers through the mapped BAR, DMA both ways, MSI', { 
     '-a',
     EDU,
   ];
-  const outcome = await runInBox([program, ...eal], { host, timeout: 60_000, env: { XDG_RUNTIME_DIR: scratch(t) } });
+  const outcome = await runInBox([program, ...eal], {
+    host: HOST,
+    timeout: 60_000,
+    env: { XDG_RUNTIME_DIR: scratch(t) },
+  });
   assert.equal(outcome.timedOut, false, outcome.story);
   assert.equal(outcome.status, 0, outcome.story);
   const sum = outcome.stdout.trim().split('\n').at(-1);
