@@ -1,0 +1,207 @@
+/* Which path belongs to the box. */
+#include "box.h"
+#include <stdlib.h>
+#include <string.h>
+
+int rewrite_sysfs, cwd_near;
+unsigned char first_letter[256];
+char box_root[PATH_MAX];
+static char canonical_root[PATH_MAX];
+static size_t root_length, canonical_length;
+
+#define PREFIX_MAX 64
+static struct {
+	const char *text;
+	size_t length;
+} prefix[PREFIX_MAX];
+static int prefix_count;
+
+static int below(const char *path, const char *folder, size_t n)
+{
+	return !strncmp(path, folder, n) && (path[n] == '/' || !path[n]);
+}
+
+static int kind_of(const char *p)
+{
+	if (!strncmp(p, "/dev/", 5)) return below(p, "/dev/vfio", 9) || !strcmp(p, "/dev/iommu") ? PLACE_DEV : PLACE_NONE;
+	for (int i = 0; i < prefix_count; i++)
+		if (below(p, prefix[i].text, prefix[i].length)) return PLACE_SYS;
+	return PLACE_NONE;
+}
+
+int strip_root(char *s)
+{
+	size_t n = 0;
+	if (root_length && below(s, box_root, root_length)) n = root_length;
+	else if (canonical_length && below(s, canonical_root, canonical_length)) n = canonical_length;
+	if (!n) return 0;
+	memmove(s, s + n, strlen(s + n) + 1);
+	if (!*s) strcpy(s, "/");
+	return 1;
+}
+
+/* `//`, `/./` and `/../` are resolved in the text. 1: there was a `..`. */
+static int normalise(const char *in, char *out)
+{
+	size_t n = 0;
+	int up = 0;
+	while (*in) {
+		while (*in == '/') in++;
+		size_t l = strcspn(in, "/");
+		if (!l) break;
+		if (l == 2 && in[0] == '.' && in[1] == '.') {
+			up = 1;
+			while (n && out[--n] != '/') {}
+		} else if (l != 1 || in[0] != '.') {
+			out[n++] = '/';
+			memcpy(out + n, in, l);
+			n += l;
+		}
+		in += l;
+	}
+	if (!n) out[n++] = '/';
+	out[n] = 0;
+	return up;
+}
+
+static long fd_path(int fd, char *out)
+{
+	char link[40] = "/proc/self/fd/", digits[12];
+	int k = 0, n = (int)strlen(link);
+	if (fd < 0) return -EBADF;
+	do digits[k++] = (char)('0' + fd % 10);
+	while (fd /= 10);
+	while (k) link[n++] = digits[--k];
+	link[n] = 0;
+	long r = SYS(readlinkat, AT_FDCWD, link, out, PATH_MAX - 1);
+	if (r >= 0) out[r] = 0;
+	return r;
+}
+
+static int join(char *out, const char *a, const char *b)
+{
+	size_t n = strlen(a), m = strlen(b);
+	if (n + m >= PATH_MAX) return 0;
+	memcpy(out, a, n);
+	memcpy(out + n, b, m + 1);
+	return 1;
+}
+
+/* Where the kernel would arrive: a `..` after a symbolic link leaves from the link's target. */
+static NOINLINE void physical(struct place *w)
+{
+	char link[PATH_MAX];
+	long fd = SYS(openat, AT_FDCWD, w->real, O_PATH | O_CLOEXEC, 0);
+	if (fd < 0) return;
+	if (fd_path((int)fd, link) > 0) {
+		strip_root(link);
+		int kind = kind_of(link);
+		if (kind) {
+			w->kind = kind;
+			strcpy(w->path, link);
+		}
+	}
+	SYS(close, fd);
+}
+
+int place_of(int dirfd, const char *path, struct place *w)
+{
+	char raw[PATH_MAX];
+	w->kind = PLACE_NONE;
+	size_t n = 0, l = strlen(path);
+	if (path[0] != '/') {
+		if (!l) return 0;
+		long r = dirfd == AT_FDCWD ? SYS(getcwd, raw, PATH_MAX - 1) : fd_path(dirfd, raw);
+		if (r <= 0 || raw[0] != '/') return 0;
+		n = strlen(raw);
+		raw[n++] = '/';
+	}
+	if (n + l >= PATH_MAX) return 0;
+	memcpy(raw + n, path, l + 1);
+	int up = normalise(raw, w->path);
+	strip_root(w->path);
+	w->kind = kind_of(w->path);
+	if (!w->kind) return 0;
+
+	const char *text = w->path;
+	if (up) {
+		strip_root(raw);
+		if (kind_of(raw) || !strncmp(raw, "/sys/", 5)) text = raw;
+	}
+	if (w->kind == PLACE_DEV) text = w->path;
+	int done = w->kind == PLACE_DEV || rewrite_sysfs ? join(w->real, box_root, text) : join(w->real, text, "");
+	if (!done) {
+		w->kind = PLACE_NONE;
+		return 0;
+	}
+	l = strlen(w->real);
+	if (path[strlen(path) - 1] == '/' && w->real[l - 1] != '/' && l + 1 < PATH_MAX) strcpy(w->real + l, "/");
+	if (up && w->kind == PLACE_SYS) physical(w);
+	return w->kind;
+}
+
+static const char *number_after(const char *p, long *n)
+{
+	if (*p < '0' || *p > '9') return 0;
+	*n = 0;
+	while (*p >= '0' && *p <= '9' && *n < 100000000) *n = *n * 10 + *p++ - '0';
+	return p;
+}
+
+int fd_in_path(const char *p)
+{
+	long n, pid;
+	if (!strncmp(p, "/dev/fd/", 8)) p += 8;
+	else if (!strncmp(p, "/proc/self/fd/", 14)) p += 14;
+	else if (!strncmp(p, "/proc/thread-self/fd/", 21)) p += 21;
+	else if (!strncmp(p, "/proc/", 6)) {
+		p = number_after(p + 6, &pid);
+		if (!p || strncmp(p, "/fd/", 4) || (pid != SYS(getpid) && pid != SYS(gettid))) return -1;
+		p += 4;
+	} else return -1;
+	p = number_after(p, &n);
+	return p && !*p ? (int)n : -1;
+}
+
+/* Relative paths are looked at only in folders from which the box's can be reached downwards. */
+void cwd_changed(void)
+{
+	char cwd[PATH_MAX];
+	if (SYS(getcwd, cwd, sizeof cwd) <= 0) {
+		cwd_near = 0;
+		return;
+	}
+	strip_root(cwd);
+	int near = kind_of(cwd) != PLACE_NONE || !strcmp(cwd, "/") || !strcmp(cwd, "/dev");
+	size_t n = strlen(cwd);
+	for (int i = 0; i < prefix_count && !near; i++) near = below(prefix[i].text, cwd, n);
+	cwd_near = near;
+}
+
+void paths_init(void)
+{
+	const char *mode = getenv("VFIOBOX_SYSFS"), *root = getenv("VFIOBOX_ROOT"), *list = getenv("VFIOBOX_PATHS");
+	rewrite_sysfs = !(mode && !strcmp(mode, "mount"));
+	if (root && root[0] == '/' && strlen(root) < PATH_MAX - 64) {
+		normalise(root, box_root);
+		root_length = strlen(box_root);
+		long fd = SYS(openat, AT_FDCWD, box_root, O_PATH | O_CLOEXEC | O_DIRECTORY, 0);
+		if (fd >= 0) {
+			if (fd_path((int)fd, canonical_root) > 0 && strcmp(canonical_root, box_root)) canonical_length = strlen(canonical_root);
+			SYS(close, fd);
+		}
+		first_letter[(unsigned char)box_root[1]] = 1;
+		if (canonical_length) first_letter[(unsigned char)canonical_root[1]] = 1;
+	} else rewrite_sysfs = 0; /* no tree to rewrite to */
+	first_letter['d'] = 1;
+	char *copy = list ? strdup(list) : 0, *rest = copy;
+	for (char *p; rest && (p = strsep(&rest, ":"));) {
+		size_t n = strlen(p);
+		while (n > 1 && p[n - 1] == '/') p[--n] = 0;
+		if (p[0] != '/' || n < 2 || prefix_count == PREFIX_MAX) continue;
+		prefix[prefix_count].text = p;
+		prefix[prefix_count++].length = n;
+		first_letter[(unsigned char)p[1]] = 1;
+	}
+	cwd_changed();
+}
