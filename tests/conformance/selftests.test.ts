@@ -6,7 +6,9 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { EDU, HOST } from '../e2e/machine.ts';
-import { provided, runInBox } from '../support/box.ts';
+import { needs, provided, runInBox } from '../support/box.ts';
+
+needs('selftests');
 
 interface Result {
   name: string;

@@ -7,8 +7,10 @@ import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { provided, runInBox, scratch, tree } from '../support/box.ts';
+import { needs, provided, runInBox, scratch, tree } from '../support/box.ts';
 import { EDU, HOST } from './machine.ts';
+
+needs('dpdk', 'cc');
 
 function compile(t: TestContext, dpdk: string): string {
   const target = join(scratch(t), 'dpdk-probe');

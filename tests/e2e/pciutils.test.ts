@@ -2,8 +2,10 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { provided, runInBox } from '../support/box.ts';
+import { needs, provided, runInBox } from '../support/box.ts';
 import { EDU, functions, HOST } from './machine.ts';
+
+needs('pciutils');
 
 const options = { host: HOST, timeout: 30_000 };
 

@@ -2,8 +2,10 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { provided, runInBox, tree } from '../support/box.ts';
+import { needs, provided, runInBox, tree } from '../support/box.ts';
 import { EDU, HOST } from './machine.ts';
+
+needs('python');
 
 const program = join(tree, 'tests/e2e/edu_vfio.py');
 

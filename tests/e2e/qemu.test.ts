@@ -4,9 +4,11 @@
  */
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
-import { boxed, provided, scratch } from '../support/box.ts';
+import { boxed, needs, provided, scratch } from '../support/box.ts';
 import { bootGuest, compileGuestProgram, type GuestOptions } from '../support/guest/boot.ts';
 import { EDU, HOST } from './machine.ts';
+
+needs('guest', 'cc');
 
 const TIMEOUT = 240_000;
 

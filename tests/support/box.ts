@@ -24,29 +24,44 @@ export const inCi = CI === 'true' || CI === '1';
 
 export type Component = 'guest' | 'uapi' | 'pciutils' | 'dpdk' | 'selftests' | 'cc' | 'python';
 
-const provisioned = new Map<Component, string>();
+const script = join(tree, 'scripts/provision/provision.mjs');
+const folders = new Map<Component, string>();
+const failures = new Map<Component, string>();
+
+/** The component's folder when it is there; otherwise the command that provides it. */
+function check(name: Component): { folder: string } | { command: string } {
+  const answer = spawnSync(process.execPath, [script, '--check', name], { encoding: 'utf8' });
+  return answer.status === 0
+    ? { folder: answer.stdout.trim() }
+    : { command: answer.stdout.trim() || answer.stderr.trim() };
+}
 
 /**
- * The component's folder ('' for programs of the machine). In CI it is provided when it is not there, and a failure is the test's failure.
- * Elsewhere the test is skipped with the command that provides it, and the answer is undefined.
+ * To be called where a test file begins, outside of tests and their time limits: in CI it provides what is not there, which may take
+ * minutes. Elsewhere it does nothing.
+ */
+export function needs(...names: readonly Component[]): void {
+  for (const name of inCi ? names : []) {
+    if ('folder' in check(name)) continue;
+    const run = spawnSync(process.execPath, [script, name], { encoding: 'utf8', timeout: 900_000 });
+    if (run.status !== 0) failures.set(name, run.stderr.trim() || String(run.error));
+  }
+}
+
+/**
+ * The component's folder ('' for programs of the machine). When it is not there: in CI the test fails, elsewhere it is skipped with the
+ * command that provides it, and the answer is undefined.
  */
 export function provided(t: TestContext, name: Component): string | undefined {
-  const known = provisioned.get(name);
+  const known = folders.get(name);
   if (known !== undefined) return known;
-  const script = join(tree, 'scripts/provision/provision.mjs');
-  const check = () => spawnSync(process.execPath, [script, '--check', name], { encoding: 'utf8' });
-  let answer = check();
-  if (answer.status !== 0 && inCi) {
-    const run = spawnSync(process.execPath, [script, name], { encoding: 'utf8', timeout: 900_000 });
-    if (run.status !== 0) throw new Error(`cannot provide ${name}: ${run.stderr.trim()}`);
-    answer = check();
+  const answer = check(name);
+  if ('folder' in answer) {
+    folders.set(name, answer.folder);
+    return answer.folder;
   }
-  if (answer.status === 0) {
-    const folder = answer.stdout.trim();
-    provisioned.set(name, folder);
-    return folder;
-  }
-  const reason = `needs ${name}: ${answer.stdout.trim() || answer.stderr.trim()}`;
+  if (inCi) throw new Error(`${name} is not provided: ${failures.get(name) ?? answer.command}`);
+  const reason = `needs ${name}: ${answer.command}`;
   t.diagnostic(`SKIPPED, ${reason}`);
   t.skip(reason);
   return undefined;
