@@ -3,7 +3,7 @@
  *
  * The space is cut into blocks of 1 GiB (2^18 pages). User memory that a program has pinned gets whole blocks, one for each
  * gigabyte of its address space, so that pages that are neighbours in the program are neighbours here and can be mapped by large
- * leaves. Device memory (MMIO) lives in blocks below 4 GiB and is looked up by range.
+ * leaves. Device memory (MMIO) lives below the first of these blocks and is looked up by range; a window may span gigabytes.
  */
 import type { Backing } from './backing.ts';
 
@@ -36,25 +36,36 @@ export class PhysicalMemory {
     this.#freeBlocks.push(block);
   }
 
-  /** Puts `backing` at a fixed range, as a BAR or a firmware window. The range may not cross a gigabyte. */
+  /** Puts `backing` at a fixed range, as a BAR or a firmware window. */
   addWindow(firstPage: number, pages: number, backing: Backing): void {
-    const block = Math.floor(firstPage / BLOCK_PAGES);
-    const list = this.#windows.get(block) ?? [];
-    for (const other of list) {
-      if (firstPage < other.firstPage + other.pages && other.firstPage < firstPage + pages) {
-        throw new Error(`Window at page 0x${firstPage.toString(16)} overlaps another one`);
+    if (!this.isFree(firstPage, pages))
+      throw new Error(`Window at page 0x${firstPage.toString(16)} overlaps another one`);
+    const window = { firstPage, pages, backing };
+    for (let block = Math.floor(firstPage / BLOCK_PAGES); block * BLOCK_PAGES < firstPage + pages; block++) {
+      const list = this.#windows.get(block);
+      if (list === undefined) this.#windows.set(block, [window]);
+      else list.push(window);
+    }
+  }
+
+  /** Whether no window answers anywhere in the range. */
+  isFree(firstPage: number, pages: number): boolean {
+    for (let block = Math.floor(firstPage / BLOCK_PAGES); block * BLOCK_PAGES < firstPage + pages; block++) {
+      for (const other of this.#windows.get(block) ?? []) {
+        if (firstPage < other.firstPage + other.pages && other.firstPage < firstPage + pages) return false;
       }
     }
-    list.push({ firstPage, pages, backing });
-    this.#windows.set(block, list);
+    return true;
   }
 
   removeWindow(firstPage: number): void {
-    const block = Math.floor(firstPage / BLOCK_PAGES);
-    const list = this.#windows.get(block) ?? [];
-    const at = list.findIndex((window) => window.firstPage === firstPage);
-    if (at < 0) throw new Error(`No window at page 0x${firstPage.toString(16)}`);
-    list.splice(at, 1);
+    const window = this.#window(Math.floor(firstPage / BLOCK_PAGES), firstPage);
+    if (window?.firstPage !== firstPage) throw new Error(`No window at page 0x${firstPage.toString(16)}`);
+    for (let block = Math.floor(firstPage / BLOCK_PAGES); block * BLOCK_PAGES < firstPage + window.pages; block++) {
+      const list = this.#windows.get(block)!;
+      list.splice(list.indexOf(window), 1);
+      if (list.length === 0) this.#windows.delete(block);
+    }
   }
 
   /** Reads physically contiguous bytes. False: nothing answers there, or its memory has gone. */
@@ -65,12 +76,17 @@ export class PhysicalMemory {
       const at = (page - block * BLOCK_PAGES) * 4096 + offset;
       const room = BLOCK_PAGES * 4096 - at;
       if (into.length <= room) return backing.read(at, into);
-      return (
-        backing.read(at, into.subarray(0, room)) && this.read((block + 1) * BLOCK_PAGES, 0, into.subarray(room))
-      );
+      return backing.read(at, into.subarray(0, room)) && this.read((block + 1) * BLOCK_PAGES, 0, into.subarray(room));
     }
     const window = this.#window(block, page);
-    return window?.backing.read((page - window.firstPage) * 4096 + offset, into) ?? false;
+    if (window === undefined) return false;
+    const at = (page - window.firstPage) * 4096 + offset;
+    const room = window.pages * 4096 - at;
+    if (into.length <= room) return window.backing.read(at, into);
+    return (
+      window.backing.read(at, into.subarray(0, room)) &&
+      this.read(window.firstPage + window.pages, 0, into.subarray(room))
+    );
   }
 
   /** Writes physically contiguous bytes. False: nothing answers there, or its memory has gone. */
@@ -81,12 +97,17 @@ export class PhysicalMemory {
       const at = (page - block * BLOCK_PAGES) * 4096 + offset;
       const room = BLOCK_PAGES * 4096 - at;
       if (from.length <= room) return backing.write(at, from);
-      return (
-        backing.write(at, from.subarray(0, room)) && this.write((block + 1) * BLOCK_PAGES, 0, from.subarray(room))
-      );
+      return backing.write(at, from.subarray(0, room)) && this.write((block + 1) * BLOCK_PAGES, 0, from.subarray(room));
     }
     const window = this.#window(block, page);
-    return window?.backing.write((page - window.firstPage) * 4096 + offset, from) ?? false;
+    if (window === undefined) return false;
+    const at = (page - window.firstPage) * 4096 + offset;
+    const room = window.pages * 4096 - at;
+    if (from.length <= room) return window.backing.write(at, from);
+    return (
+      window.backing.write(at, from.subarray(0, room)) &&
+      this.write(window.firstPage + window.pages, 0, from.subarray(room))
+    );
   }
 
   /** Blocks in use: 0 when every program has gone and everything was unpinned. */
@@ -95,6 +116,11 @@ export class PhysicalMemory {
   }
 
   #window(block: number, page: number): Window | undefined {
-    return this.#windows.get(block)?.find((w) => page >= w.firstPage && page < w.firstPage + w.pages);
+    const list = this.#windows.get(block);
+    if (list === undefined) return undefined;
+    for (const window of list) {
+      if (page >= window.firstPage && page < window.firstPage + window.pages) return window;
+    }
+    return undefined;
   }
 }

@@ -26,16 +26,20 @@ export interface Upstream {
   readonly why: string;
 }
 
+/** A machine without an IOMMU: bus addresses are physical addresses. */
+export const noUpstream: Upstream = { translate: (_rid, _pasid, page) => page, why: '' };
+
 /** The DMA port of one function. `rid` may change when bus numbers are assigned, so it is asked for at each transfer. */
 export class DmaPort {
+  /** What translates. The host joins each function with the unit that serves it. */
+  upstream: Upstream;
   readonly #memory: PhysicalMemory;
-  readonly #upstream: Upstream;
   readonly #rid: () => number;
   readonly #enabled: () => boolean;
 
   constructor(memory: PhysicalMemory, upstream: Upstream, rid: () => number, enabled: () => boolean) {
     this.#memory = memory;
-    this.#upstream = upstream;
+    this.upstream = upstream;
     this.#rid = rid;
     this.#enabled = enabled;
   }
@@ -69,17 +73,18 @@ export class DmaPort {
     });
     if (!this.#enabled()) return fault(page, offset, 'bus master is off');
     const rid = this.#rid();
+    const upstream = this.upstream;
     let done = 0;
     while (done < buffer.length) {
-      const first = this.#upstream.translate(rid, pasid, page, access);
-      if (first < 0) return fault(page, offset, this.#upstream.why);
+      const first = upstream.translate(rid, pasid, page, access);
+      if (first < 0) return fault(page, offset, upstream.why);
       let length = Math.min(4096 - offset, buffer.length - done);
       let count = 1;
       let reason = '';
       while (done + length < buffer.length) {
-        const next = this.#upstream.translate(rid, pasid, page + count, access);
+        const next = upstream.translate(rid, pasid, page + count, access);
         if (next !== first + count) {
-          if (next < 0) reason = this.#upstream.why;
+          if (next < 0) reason = upstream.why;
           break;
         }
         length += Math.min(4096, buffer.length - done - length);

@@ -1,0 +1,66 @@
+/**
+ * What a device model hands to the bus: identity, BARs, capabilities as data, and a few hooks. `PciFunction` is built from it.
+ */
+import type { BarSpec } from './bar.ts';
+import type { ConfigSpace } from './config-space.ts';
+import type { PciFunction } from './function.ts';
+
+/** How a function came to be reset. */
+export type ResetKind = 'flr' | 'af_flr' | 'pm' | 'bus';
+
+/** A capability: where it goes and what it installs there. Made by the functions of `capabilities/`. */
+export interface CapabilitySpec {
+  readonly id: number;
+  readonly extended: boolean;
+  /** Of extended capabilities; 1 where the specification says nothing else. */
+  readonly version?: number;
+  readonly length: number;
+  /** A fixed offset, as some well-known devices have; otherwise the first free place. */
+  readonly at?: number;
+  /** Fills the body at `offset` and connects registers with behaviour. The header is already there. */
+  install(fn: PciFunction, config: ConfigSpace, offset: number): void;
+}
+
+/** Bus behind a bridge. */
+export interface BridgeSpec {
+  /** Also resets what is below, as every bridge does. Called after that. */
+  busReset?(): void;
+}
+
+export interface FunctionSpec {
+  readonly vendor: number;
+  readonly device: number;
+  /** Base class, sub-class and programming interface. */
+  readonly class24: number;
+  readonly revision?: number;
+  readonly subsystemVendor?: number;
+  readonly subsystemDevice?: number;
+  /** 0 none, 1 to 4 for INTA to INTD. */
+  readonly interruptPin?: number;
+  readonly bars?: readonly BarSpec[];
+  /** Contents of the expansion ROM; its BAR is the next power of two. */
+  readonly rom?: Uint8Array;
+  readonly capabilities?: readonly CapabilitySpec[];
+  /** Present: header type 1, with a bus behind it. */
+  readonly bridge?: BridgeSpec;
+  /** Called once, when the function sits in its slot and everything on it works. */
+  attach?(fn: PciFunction): void;
+  /** Device state back to power-on; configuration space, interrupts and messages are already reset. */
+  reset?(kind: ResetKind): void;
+  /** The function was pulled: stop all that is under way. */
+  removed?(): void;
+}
+
+/** Marks of functions that do not behave as their registers say; the kernel's quirk tables as data. */
+export interface Quirks {
+  /** Verdict of the ACS test whatever the registers say: documented isolation without ACS, or none in spite of it. */
+  acsOverride?: boolean;
+  /** Bridge with the translation unit at its level: aliases above it do not matter. */
+  bridgeTranslationRoot?: boolean;
+  /** PCIe-to-PCI bridge that passes requester IDs through. */
+  bridgeNoAlias?: boolean;
+  /** Conventional bridge in front of a PCIe-to-PCI function: takes the secondary bus's ID, not its own. */
+  pcieBridgeAlias?: boolean;
+  /** The function in whose name this one does DMA. */
+  realDmaDevice?: PciFunction;
+}
