@@ -11,10 +11,13 @@ import { Unwind } from '../../lib/unwind.ts';
 import type { Domain } from '../iommu/domain.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import { clip, exclude, type IovaRange, isTaken, rangesText, span } from './iova-list.ts';
-import { ANY_PAGE_SIZE, type Type1, type Type1Group } from './type1.ts';
+import type { Type1, Type1Group } from './type1.ts';
 import { markAllDirty } from './type1-dirty.ts';
 import { mapInto, pin, unmapAndUnpin, unpin } from './type1-pin.ts';
 import { removeDma } from './type1-unmap.ts';
+
+/** Every page size that a 64-bit address can have: what a container without domains reports. */
+export const ANY_PAGE_SIZE = 0xffff_ffff_ffff_f000n;
 
 const allocatePoint = new Failpoint('vfio:domain_alloc', 'ENOMEM');
 

@@ -35,16 +35,15 @@ import {
 import { copyFromUser, copyToUser, type Task } from '../core/task.ts';
 import type { Domain } from '../iommu/domain.ts';
 import type { IommuGroup } from '../iommu/group.ts';
+import type { ContainerDriver, GroupKind } from './container.ts';
 import type { IovaRange } from './iova-list.ts';
+import { ANY_PAGE_SIZE, attachEmulated, attachGroup, detachGroup } from './type1-attach.ts';
 import { BITMAP_BYTES_MAX, dirtyPages } from './type1-dirty.ts';
 import type { Dma } from './type1-dma.ts';
 import { mapDma } from './type1-map.ts';
 import type { PinOptions } from './type1-pin.ts';
 import { removeDma, unmapDma } from './type1-unmap.ts';
 import type { VfioDevice } from './vfio-device.ts';
-
-/** Every page size that a 64-bit address can have: what a container without domains reports. */
-export const ANY_PAGE_SIZE = 0xffff_ffff_ffff_f000n;
 
 export interface Type1Options extends PinOptions {
   /** Mappings a container may have; read when the driver is chosen. */
@@ -69,7 +68,8 @@ export interface Type1Domain {
   readonly groups: Type1Group[];
 }
 
-export class Type1 {
+export class Type1 implements ContainerDriver {
+  readonly name = 'vfio-iommu-type1';
   readonly version: 1 | 2;
   readonly options: Type1Options;
   readonly dmas = new IntervalMap<Dma>();
@@ -132,6 +132,15 @@ export class Type1 {
       default:
         throw new Errno('ENOTTY', `request ${hex(request)} is not one of the type1 IOMMU driver's`);
     }
+  }
+
+  attachGroup(iommuGroup: IommuGroup, kind: GroupKind): void {
+    if (kind === 'emulated') attachEmulated(this, iommuGroup);
+    else attachGroup(this, iommuGroup);
+  }
+
+  detachGroup(iommuGroup: IommuGroup): void {
+    detachGroup(this, iommuGroup);
   }
 
   registerDevice(device: VfioDevice): void {
