@@ -20,6 +20,8 @@ export abstract class VfioDevice {
   openCount = 0;
   /** Set while the device is held through its own node: the group's node is then busy. */
   cdevOpened = false;
+  /** The iommufd that the device is bound to through its own node: its context, and the device's number there. */
+  iommufd: { readonly context: object; readonly id: number } | undefined;
 
   constructor(iommuGroup: IommuGroup) {
     this.iommuGroup = iommuGroup;
@@ -30,6 +32,12 @@ export abstract class VfioDevice {
    * wanted (a token for a device that needs none), EACCES for a wrong token.
    */
   abstract match(text: string): boolean;
+
+  /**
+   * Devices that may need a token (16 bytes of a UUID). EACCES: it is needed and not this one. EINVAL: it is not needed. Absent:
+   * no device of this kind needs one.
+   */
+  matchToken?(token: Uint8Array | undefined): void;
 
   /** The 0→1 step of opening: enables the device. On failure nothing is changed. */
   abstract openDevice(): void;
