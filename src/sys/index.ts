@@ -1,0 +1,32 @@
+/** The operating system under the box. */
+export { EAGAIN } from './constants.ts';
+export { createEventfd, readEventfd, signalEventfd } from './eventfd.ts';
+export { closeDescriptor, duplicate, inodeOf, isWritable, linkOf, makeSocketNode, sealsOf } from './files.ts';
+export { SystemError } from './libc.ts';
+export { MappedFile } from './mapped-file.ts';
+export { Region } from './memory.ts';
+export {
+  abstractName,
+  accept,
+  connectTo,
+  LONGEST_PATH,
+  listenOn,
+  namedPair,
+  peerOf,
+  receive,
+  receiveDescriptors,
+  SCM_MAX_FD,
+  send,
+  sendDescriptors,
+} from './messages.ts';
+export { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Poller, type PollSource } from './poller.ts';
+export {
+  capabilities,
+  findMapping,
+  type Mapping,
+  memlockLimit,
+  ProcessMemory,
+  programName,
+  raiseDescriptorLimit,
+} from './process-memory.ts';
+export { NativeShared } from './shared-memory.ts';
