@@ -79,6 +79,8 @@ export class FunctionBar implements Bar {
   readonly shared: SharedMemory | undefined;
   readonly trapped: boolean;
   address = 0;
+  /** The function was pulled: nothing answers. */
+  gone = false;
   readonly #registers: Registers;
   readonly #overlays: Overlay[] = [];
 
@@ -104,7 +106,7 @@ export class FunctionBar implements Bar {
   }
 
   read(offset: number, into: Uint8Array): void {
-    if (offset < 0 || offset + into.length > this.size) {
+    if (offset < 0 || offset + into.length > this.size || this.gone) {
       into.fill(0xff);
       return;
     }
@@ -120,7 +122,7 @@ export class FunctionBar implements Bar {
   }
 
   write(offset: number, from: Uint8Array): void {
-    if (offset < 0 || offset + from.length > this.size) return;
+    if (offset < 0 || offset + from.length > this.size || this.gone) return;
     const overlays = this.#overlays;
     for (let i = 0; i < overlays.length; i++) {
       const overlay = overlays[i]!;

@@ -63,19 +63,22 @@ export interface ExpressOptions extends At {
 const EXPRESS_LENGTH = 0x3c;
 const ENDPOINTS: readonly number[] = [reg.PCI_EXP_TYPE_ENDPOINT, reg.PCI_EXP_TYPE_LEG_END, reg.PCI_EXP_TYPE_RC_END];
 
-/** PCI Express (Base 5.0, 7.5.3), version 2 of the structure. */
+/**
+ * PCI Express (Base 5.0, 7.5.3), version 2 of the structure. An endpoint on a root bus becomes a root complex integrated endpoint:
+ * it has no link.
+ */
 export function pciExpress(options: ExpressOptions): CapabilitySpec {
-  const { type } = options;
-  const isEndpoint = ENDPOINTS.includes(type);
-  const isDownstream = type === reg.PCI_EXP_TYPE_ROOT_PORT || type === reg.PCI_EXP_TYPE_DOWNSTREAM;
-  const hasLink = type !== reg.PCI_EXP_TYPE_RC_END && type !== reg.PCI_EXP_TYPE_RC_EC;
-  if (options.flr && !isEndpoint) throw new Error('Only endpoints have a function level reset');
+  const isDownstream = options.type === reg.PCI_EXP_TYPE_ROOT_PORT || options.type === reg.PCI_EXP_TYPE_DOWNSTREAM;
+  if (options.flr && !ENDPOINTS.includes(options.type)) throw new Error('Only endpoints have a function level reset');
   return {
     id: reg.PCI_CAP_ID_EXP,
     extended: false,
     length: EXPRESS_LENGTH,
     ...place(options),
     install: (fn, config, offset) => {
+      const isIntegrated = options.type === reg.PCI_EXP_TYPE_ENDPOINT && fn.bus.isRoot;
+      const type = isIntegrated ? reg.PCI_EXP_TYPE_RC_END : options.type;
+      const hasLink = type !== reg.PCI_EXP_TYPE_RC_END && type !== reg.PCI_EXP_TYPE_RC_EC;
       fn.portType = type;
       const hasSlot = options.slot !== undefined && isDownstream;
       config.define(offset + reg.PCI_EXP_FLAGS, 2, 2 | (type << 4) | (hasSlot ? reg.PCI_EXP_FLAGS_SLOT : 0));

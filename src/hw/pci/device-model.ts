@@ -18,7 +18,7 @@ export interface DeviceEnvironment {
 }
 
 /**
- * One option. `integer`: a number or a text such as `0x1000`, at most 2^53; `u64`: the same, up to 64 bits, given to the model as
+ * One option. `integer`: a number or a text such as `0x1000` or `16M`, at most 2^53; `u64`: the same, up to 64 bits, given to the model as
  * bigint; `list` and `object`: the model checks what is inside.
  */
 export interface ModelOption {
@@ -85,16 +85,20 @@ function checked(what: string, option: ModelOption, value: unknown): unknown {
   }
 }
 
-/** A whole number from 0 to 2^53 - 1, as number or text in C's notation; undefined for anything else. */
+/** A whole number from 0 to 2^53 - 1, as number or text in C's notation, K, M or G behind it; undefined for anything else. */
 export function parseInteger(value: unknown): number | undefined {
   const wide = parseU64(value);
   return wide === undefined || wide > BigInt(Number.MAX_SAFE_INTEGER) ? undefined : Number(wide);
 }
 
+const UNITS: Readonly<Record<string, bigint>> = { '': 1n, K: 1n << 10n, M: 1n << 20n, G: 1n << 30n };
+
 function parseU64(value: unknown): bigint | undefined {
   if (typeof value === 'number') return Number.isSafeInteger(value) && value >= 0 ? BigInt(value) : undefined;
   if (typeof value === 'bigint') return value >= 0n && value < 1n << 64n ? value : undefined;
-  if (typeof value !== 'string' || !/^(0x[0-9a-f]{1,16}|[0-9]{1,20})$/i.test(value)) return undefined;
-  const parsed = BigInt(value);
+  if (typeof value !== 'string') return undefined;
+  const match = /^(0x[0-9a-f]{1,16}|[0-9]{1,20})([KMG]?)$/i.exec(value);
+  if (match === null) return undefined;
+  const parsed = BigInt(match[1]!.toLowerCase()) * UNITS[match[2]!.toUpperCase()]!;
   return parsed < 1n << 64n ? parsed : undefined;
 }

@@ -286,6 +286,7 @@ export class PciFunction {
   detach(): void {
     this.intx.deassert();
     this.config.gone = true;
+    for (const bar of [...this.bars, this.rom]) if (bar !== undefined) bar.gone = true;
     this.#decoder.update();
     this.spec.removed?.();
     this.#sink = undefined;
