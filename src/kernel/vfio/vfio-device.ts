@@ -9,6 +9,22 @@ import { Errno } from '../../lib/errno.ts';
 import { File, type FileMapping, type IoctlResult } from '../core/file.ts';
 import type { Task } from '../core/task.ts';
 import type { IommuGroup } from '../iommu/group.ts';
+import type { IommufdContext } from '../iommufd/context.ts';
+
+/** A device's place in an iommufd: what BIND, ATTACH and DETACH of its own node work on. */
+export interface CdevBinding {
+  readonly id: number;
+  isAttached(): boolean;
+  /** Returns the number of the page table, or of the address space for devices that have no table. */
+  attach(ptId: number): number;
+  replace(ptId: number): number;
+  detach(): void;
+  /** Absent: PASIDs are EOPNOTSUPP. */
+  attachPasid?(pasid: number, ptId: number): number;
+  detachPasid?(pasid: number): void;
+  /** Detaches all and gives the device back. */
+  unbind(): void;
+}
 
 export abstract class VfioDevice {
   /** The name that GET_DEVICE_FD takes, e.g. `0000:00:04.0`. */
@@ -38,6 +54,9 @@ export abstract class VfioDevice {
    * no device of this kind needs one.
    */
   matchToken?(token: Uint8Array | undefined): void;
+
+  /** Devices without an IOMMU of their own (mediated ones) bind their own way. */
+  bindIommufd?(context: IommufdContext): CdevBinding;
 
   /** The 0→1 step of opening: enables the device. On failure nothing is changed. */
   abstract openDevice(): void;
