@@ -12,6 +12,8 @@
 #include <string.h>
 #include "sys.h"
 
+unsigned xsave_place(unsigned i);
+
 #define ROUNDS 256 /* of a repeated string operation in one go */
 #define ARITHMETIC_FLAGS 0x8d5ull
 
@@ -211,9 +213,20 @@ struct xsave {
 };
 enum { YMM_UPPER = 2, OPMASK = 5, ZMM_UPPER = 6, ZMM_16 = 7 };
 
+/* Where a component lies: the same for every processor of the machine. The test of the decoder has its own. */
+__attribute__((weak)) unsigned xsave_place(unsigned i)
+{
+	static unsigned known[8];
+	unsigned at = __atomic_load_n(&known[i], __ATOMIC_RELAXED), a, c, e;
+	if (!at) {
+		__cpuid_count(13, i, a, at, c, e);
+		__atomic_store_n(&known[i], at, __ATOMIC_RELAXED);
+	}
+	return at;
+}
+
 static void find_xsave(struct insn *d, struct xsave *s)
 {
-	static unsigned place[8]; /* the same for every processor of the machine */
 	memset(s, 0, sizeof *s);
 	s->base = (uint8_t *)d->uc->uc_mcontext.fpregs;
 	uint32_t magic;
@@ -222,17 +235,8 @@ static void find_xsave(struct insn *d, struct xsave *s)
 	memcpy(&features, s->base + 472, 8);
 	if (magic != 0x46505853) return;
 	s->bits = (uint64_t *)(void *)(s->base + 512);
-	for (unsigned i = 2; i < 8; i++) {
-		if (!(features >> i & 1)) continue;
-		unsigned at = __atomic_load_n(&place[i], __ATOMIC_RELAXED);
-		if (!at) {
-			unsigned a, b, c, e;
-			__cpuid_count(13, i, a, b, c, e);
-			at = b;
-			__atomic_store_n(&place[i], at, __ATOMIC_RELAXED);
-		}
-		s->place[i] = at;
-	}
+	for (unsigned i = 2; i < 8; i++)
+		if (features >> i & 1) s->place[i] = xsave_place(i);
 }
 
 /* A component that is in its initial state has no defined bytes. */
