@@ -49,6 +49,11 @@ export class DeviceNodes<T> {
     this.#tree.node(path);
   }
 
+  /** A folder that is there also without nodes in it. */
+  addFolder(path: string): void {
+    this.#tree.directory(path);
+  }
+
   remove(path: string): void {
     if (this.#nodes.delete(path)) this.#tree.remove(path);
   }

@@ -1,0 +1,88 @@
+/**
+ * What a machine holds at this moment. All zero when no program holds anything: shown under /sys/module/vfiobox/counters, where
+ * programs may look too, and checked by the tests after every death.
+ */
+import type { PhysicalMemory } from '../hw/memory/physical-memory.ts';
+import type { File } from '../kernel/core/file.ts';
+import type { Mm } from '../kernel/core/mm.ts';
+import type { IommufdContext } from '../kernel/iommufd/context.ts';
+import { Type1 } from '../kernel/vfio/type1.ts';
+import type { VfioCore } from '../kernel/vfio/vfio.ts';
+import { type SysfsTree, text } from './sysfs/tree.ts';
+
+export interface Invariants {
+  /** Pages pinned in programs' memory, each pin counted. */
+  pins: number;
+  /** Mappings of containers. */
+  maps: number;
+  /** Objects of iommufd contexts. */
+  objects: number;
+  /** Open nodes and devices. */
+  files: number;
+  /** Gigabytes of physical address space that stand for programs' memory. */
+  blocks: number;
+}
+
+export class Counters {
+  readonly #physical: PhysicalMemory;
+  readonly #mms = new Set<Mm>();
+  readonly #ended = new WeakSet<Mm>();
+  readonly #contexts = new Set<IommufdContext>();
+  #files = 0;
+  #vfio: VfioCore | undefined;
+
+  constructor(physical: PhysicalMemory) {
+    this.#physical = physical;
+  }
+
+  watchVfio(vfio: VfioCore): void {
+    this.#vfio = vfio;
+  }
+
+  /** Counts the pins of a program until it has ended and nothing of it is pinned. */
+  watch(mm: Mm): void {
+    for (const other of this.#mms) if (this.#ended.has(other) && other.pins === 0) this.#mms.delete(other);
+    this.#mms.add(mm);
+  }
+
+  ended(mm: Mm): void {
+    this.#ended.add(mm);
+    if (mm.pins === 0) this.#mms.delete(mm);
+  }
+
+  watchContext(context: IommufdContext): void {
+    for (const other of this.#contexts) if (other.isEmpty) this.#contexts.delete(other);
+    this.#contexts.add(context);
+  }
+
+  /** Counts an open file until its release. */
+  opened<F extends File>(file: F): F {
+    this.#files++;
+    const release = file.release.bind(file);
+    file.release = () => {
+      this.#files--;
+      release();
+    };
+    return file;
+  }
+
+  now(): Invariants {
+    let pins = 0;
+    for (const mm of this.#mms) pins += mm.pins;
+    let objects = 0;
+    for (const context of this.#contexts) objects += context.objects.size;
+    const drivers = new Set(this.#vfio?.groups().map((group) => group.container?.driver));
+    let maps = 0;
+    for (const driver of drivers) if (driver instanceof Type1) maps += driver.dmas.size;
+    let files = this.#files;
+    for (const device of this.#vfio?.devices() ?? []) files += device.openCount;
+    return { pins, maps, objects, files, blocks: this.#physical.blocks };
+  }
+
+  publish(tree: SysfsTree): void {
+    tree.file('/sys/module/vfiobox/version', '1\n');
+    for (const name of Object.keys(this.now()) as (keyof Invariants)[]) {
+      tree.attribute(`/sys/module/vfiobox/counters/${name}`, { mode: 0o444, show: () => text(`${this.now()[name]}\n`) });
+    }
+  }
+}

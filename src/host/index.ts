@@ -1,0 +1,14 @@
+/** What doors import: the machine and the types that they deal in. */
+export type { Backing, SharedMemory } from '../hw/memory/backing.ts';
+export { type Clock, ManualClock } from '../hw/pci/clock.ts';
+export { File, type FileMapping, ForeignFile, type IoctlResult, type NewDescriptor } from '../kernel/core/file.ts';
+export type { Capability, EventContext, MemoryFile, Task } from '../kernel/core/task.ts';
+export type { UserMemory, Vma } from '../kernel/core/user-memory.ts';
+export { AttributeFile } from './attribute-file.ts';
+export type { Invariants } from './counters.ts';
+export { type HostConfig, HostFileError, loadHost, parseHost, presetNames } from './host-file.ts';
+export { Machine } from './machine.ts';
+export type { NodeStat } from './nodes.ts';
+export type { Platform } from './platform.ts';
+export { type DescriptorSource, DescriptorTable, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
+export type { SysfsTree, TreeWriter } from './sysfs/tree.ts';

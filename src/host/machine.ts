@@ -1,0 +1,191 @@
+/**
+ * One machine, composed: its functions and memory, its IOMMU, its kernel, its drivers, and the names under which programs find
+ * them. Everything here is wiring; what the parts do is theirs.
+ */
+import { Errno } from '../lib/errno.ts';
+import { PhysicalMemory } from '../hw/memory/physical-memory.ts';
+import { IommuUnit } from '../hw/iommu/unit.ts';
+import { TablePool } from '../hw/iommu/table-pool.ts';
+import { type UnitPresetName, unitPresets } from '../hw/iommu/registers.ts';
+import type { PciFunction } from '../hw/pci/function.ts';
+import { PciTree } from '../hw/pci/tree.ts';
+import type { File } from '../kernel/core/file.ts';
+import { Mm } from '../kernel/core/mm.ts';
+import type { UserMemory } from '../kernel/core/user-memory.ts';
+import { IommuCore } from '../kernel/iommu/iommu.ts';
+import { VfioCore } from '../kernel/vfio/vfio.ts';
+import { type HostConfig, HostFileError } from './host-file.ts';
+import { IommufdCore } from '../kernel/iommufd/core.ts';
+import { AttributeFile } from './attribute-file.ts';
+import { Counters } from './counters.ts';
+import { Drivers } from './drivers.ts';
+import { DeviceNodes, type NodeStat } from './nodes.ts';
+import { placeFunctions } from './place-functions.ts';
+import type { Platform } from './platform.ts';
+import { type DescriptorSource, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
+import { IommuSysfs } from './sysfs/iommu.ts';
+import { functionPath, PciSysfs } from './sysfs/pci.ts';
+import { SysfsTree } from './sysfs/tree.ts';
+import { VfioSysfs } from './sysfs/vfio.ts';
+import { VfioNodes } from './vfio-nodes.ts';
+
+type Opener = (caller: Process) => File;
+
+const O_ACCMODE = 3;
+const O_RDONLY = 0;
+
+export class Machine {
+  readonly config: HostConfig;
+  readonly tree = new SysfsTree();
+  readonly physical = new PhysicalMemory();
+  readonly pci: PciTree;
+  readonly iommu: IommuCore;
+  readonly vfio: VfioCore;
+  readonly iommufd: IommufdCore;
+  readonly drivers: Drivers;
+  readonly counters: Counters;
+  readonly #nodes: DeviceNodes<Opener>;
+
+  /** HostFileError: the description cannot be built. */
+  constructor(config: HostConfig, platform: Platform) {
+    this.config = config;
+    this.counters = new Counters(this.physical);
+    this.iommu = new IommuCore({ groupMultifunction: config.options?.groupMultifunction ?? false });
+    const units = makeUnits(config);
+    for (const unit of units.all) this.iommu.units.push(unit);
+    this.pci = new PciTree({
+      memory: this.physical,
+      log: platform.log,
+      upstreamOf: (fn) => units.of(fn) ?? this.iommu.units[0]!,
+    });
+    const placed = placeFunctions(config, this.pci, platform);
+    const pinned = new Map([...placed].map(([fn, { group }]) => [fn, group]));
+
+    this.vfio = new VfioCore({
+      dmaEntryLimit: config.options?.dmaEntryLimit ?? 65535,
+      allowUnsafeInterrupts: config.options?.allowUnsafeInterrupts ?? false,
+      disableHugePages: config.options?.disableHugePages ?? false,
+      physicalOfDevice: (memory, offset) => this.drivers.physicalOf(memory, offset),
+      iommufdOf: (file) => this.iommufd.groupIommufdOf(file),
+      clock: platform.clock,
+    });
+    this.iommufd = new IommufdCore({
+      physical: this.physical,
+      allowUnsafeInterrupts: config.options?.allowUnsafeInterrupts ?? false,
+    });
+    this.drivers = new Drivers({ iommu: this.iommu, vfio: this.vfio, platform });
+
+    this.counters.watchVfio(this.vfio);
+    this.#nodes = new DeviceNodes(this.tree);
+    const pciSysfs = new PciSysfs(this.tree, this.drivers);
+    const iommuSysfs = new IommuSysfs(this.tree);
+    const vfioSysfs = new VfioSysfs(
+      this.tree,
+      {
+        get: () => this.vfio.options.dmaEntryLimit,
+        set: (value) => {
+          this.vfio.options.dmaEntryLimit = value;
+        },
+      },
+      this.vfio.options.allowUnsafeInterrupts,
+      this.vfio.options.disableHugePages,
+    );
+    const vfioNodes = new VfioNodes(this.vfio, this.#nodes, vfioSysfs, this.counters, () => this.#openIommufd());
+
+    units.all.forEach((unit, i) => {
+      iommuSysfs.addUnit(unit, i);
+    });
+    for (const fn of placed.keys()) {
+      const group = this.iommu.probe(fn, pinned.get(fn));
+      this.drivers.bus.add(fn);
+      pciSysfs.add(fn);
+      if (group !== undefined) iommuSysfs.addMember(group, fn);
+    }
+    this.drivers.onChange((fn) => {
+      pciSysfs.driverChanged(fn);
+      const group = this.iommu.groupOf(fn);
+      if (group !== undefined) iommuSysfs.refresh(group);
+      vfioNodes.refresh();
+    });
+    this.drivers.publish(this.tree);
+    this.counters.publish(this.tree);
+    this.drivers.bindAtStart(placed, config.bindOrder ?? []);
+  }
+
+  /** Absolute sysfs paths that the tree replaces, longest first. */
+  get prefixes(): string[] {
+    const roots = this.pci.roots.map((root) => {
+      const first = root.functions[0];
+      return first === undefined ? undefined : functionPath(first).split('/').slice(0, 4).join('/');
+    });
+    const fixed = [
+      '/sys/bus/pci',
+      '/sys/kernel/iommu_groups',
+      '/sys/devices/virtual/iommu',
+      '/sys/devices/virtual/vfio',
+      '/sys/class/iommu',
+      '/sys/class/vfio',
+      '/sys/class/vfio-dev',
+      ...this.tree.list('/sys/module').map((name) => `/sys/module/${name}`),
+    ];
+    return [...fixed, ...new Set(roots.filter((root) => root !== undefined))].sort((a, b) => b.length - a.length);
+  }
+
+  createProcess(
+    identity: ProcessIdentity,
+    memory: UserMemory,
+    descriptors: DescriptorSource,
+    rights: ProcessRights,
+  ): Process {
+    const mm = new Mm(memory, this.physical);
+    this.counters.watch(mm);
+    return new Process(identity, mm, descriptors, rights);
+  }
+
+  /**
+   * Opens a node or a live file. Undefined: nothing of the machine, make the real call. ENOENT: the machine has no such node.
+   * EACCES: the file cannot be opened that way.
+   */
+  open(caller: Process, path: string, flags: number): File | undefined {
+    if (path.startsWith('/dev/')) return this.#nodes.find(path)?.open(caller);
+    const found = this.tree.resolve(path);
+    if (found?.node.kind !== 'file') return undefined;
+    const { attribute } = found.node;
+    const access = flags & O_ACCMODE;
+    if (attribute === undefined) {
+      if (access === O_RDONLY) return undefined;
+      throw new Errno('EACCES', `${found.path} cannot be written`);
+    }
+    if (access !== O_RDONLY && attribute.store === undefined) throw new Errno('EACCES', `${found.path} cannot be written`);
+    if (access === O_RDONLY && attribute.show === undefined) throw new Errno('EACCES', `${found.path} cannot be read`);
+    return new AttributeFile(found.path, attribute, () => this.tree.refresh(found.path));
+  }
+
+  /** What stat says of a node. Undefined: not the machine's. ENOENT. */
+  stat(path: string, uid: number): NodeStat | undefined {
+    return this.#nodes.stat(path, uid);
+  }
+
+  /** Functions in bus order, for lists. */
+  functions(): PciFunction[] {
+    return this.pci.functions();
+  }
+}
+
+/** The units of a host file and who serves which function. */
+function makeUnits(config: HostConfig): { all: IommuUnit[]; of(fn: PciFunction): IommuUnit | undefined } {
+  const tables = new TablePool();
+  const scopes = new Map<string, IommuUnit>();
+  let rest: IommuUnit | undefined;
+  const all = config.iommu.units.map(({ name, preset, functions }, i) => {
+    if (!(preset in unitPresets)) {
+      const known = Object.keys(unitPresets).join(', ');
+      throw new HostFileError(`at iommu.units[${i}].preset: there is no '${preset}'; there are ${known}`);
+    }
+    const unit = new IommuUnit(name, { preset: preset as UnitPresetName, tables });
+    if (functions === undefined) rest ??= unit;
+    else for (const at of functions) scopes.set(at.length === 7 ? `0000:${at}` : at, unit);
+    return unit;
+  });
+  return { all, of: (fn) => scopes.get(fn.name) ?? rest };
+}

@@ -1,0 +1,10 @@
+/** What a machine needs of the world around it: time, memory that others can map, and somebody to talk to. */
+import type { AllocateShared } from '../hw/memory/backing.ts';
+import type { Clock } from '../hw/pci/clock.ts';
+
+export interface Platform {
+  readonly clock: Clock;
+  readonly allocateShared: AllocateShared;
+  /** Text for people: what a device or a driver has to say, one line. */
+  log(text: string): void;
+}
