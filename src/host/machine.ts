@@ -15,9 +15,9 @@ import type { UserMemory } from '../kernel/core/user-memory.ts';
 import { IommuCore } from '../kernel/iommu/iommu.ts';
 import { VfioCore } from '../kernel/vfio/vfio.ts';
 import { type HostConfig, HostFileError } from './host-file.ts';
-import { IommufdCore } from '../kernel/iommufd/core.ts';
+import { IommufdCore } from '../kernel/iommufd/main.ts';
 import { AttributeFile } from './attribute-file.ts';
-import { Counters } from './counters.ts';
+import { Counters, type Invariants } from './counters.ts';
 import { Drivers } from './drivers.ts';
 import { DeviceNodes, type NodeStat } from './nodes.ts';
 import { placeFunctions } from './place-functions.ts';
@@ -50,7 +50,7 @@ export class Machine {
   constructor(config: HostConfig, platform: Platform) {
     this.config = config;
     this.counters = new Counters(this.physical);
-    this.iommu = new IommuCore({ groupMultifunction: config.options?.groupMultifunction ?? false });
+    this.iommu = new IommuCore();
     const units = makeUnits(config);
     for (const unit of units.all) this.iommu.units.push(unit);
     this.pci = new PciTree({
@@ -66,7 +66,6 @@ export class Machine {
       allowUnsafeInterrupts: config.options?.allowUnsafeInterrupts ?? false,
       disableHugePages: config.options?.disableHugePages ?? false,
       physicalOfDevice: (memory, offset) => this.drivers.physicalOf(memory, offset),
-      iommufdOf: (file) => this.iommufd.groupIommufdOf(file),
       clock: platform.clock,
     });
     this.iommufd = new IommufdCore({
@@ -90,13 +89,17 @@ export class Machine {
       this.vfio.options.allowUnsafeInterrupts,
       this.vfio.options.disableHugePages,
     );
-    const vfioNodes = new VfioNodes(this.vfio, this.#nodes, vfioSysfs, this.counters, () => this.#openIommufd());
+    const vfioNodes = new VfioNodes(this.vfio, this.#nodes, vfioSysfs, this.counters, (caller) => {
+      const file = this.iommufd.open(caller);
+      this.counters.watchContext(file.context);
+      return file;
+    });
 
     units.all.forEach((unit, i) => {
       iommuSysfs.addUnit(unit, i);
     });
     for (const fn of placed.keys()) {
-      const group = this.iommu.probe(fn, pinned.get(fn));
+      const group = this.iommu.probe(fn);
       this.drivers.bus.add(fn);
       pciSysfs.add(fn);
       if (group !== undefined) iommuSysfs.addMember(group, fn);
@@ -139,7 +142,7 @@ export class Machine {
   ): Process {
     const mm = new Mm(memory, this.physical);
     this.counters.watch(mm);
-    return new Process(identity, mm, descriptors, rights);
+    return new Process(identity, mm, descriptors, rights, () => this.counters.ended(mm));
   }
 
   /**
@@ -159,6 +162,17 @@ export class Machine {
     if (access !== O_RDONLY && attribute.store === undefined) throw new Errno('EACCES', `${found.path} cannot be written`);
     if (access === O_RDONLY && attribute.show === undefined) throw new Errno('EACCES', `${found.path} cannot be read`);
     return new AttributeFile(found.path, attribute, () => this.tree.refresh(found.path));
+  }
+
+  /** Whether `caller` may reach a node in this way (R_OK and so on). Undefined: not the machine's. ENOENT. */
+  access(_caller: Process, path: string, _mode: number): boolean | undefined {
+    if (!path.startsWith('/dev/')) return undefined;
+    return this.#nodes.find(path) === undefined ? undefined : true;
+  }
+
+  /** What is held at this moment; all zero when no program holds anything. */
+  invariants(): Invariants {
+    return this.counters.now();
   }
 
   /** What stat says of a node. Undefined: not the machine's. ENOENT. */

@@ -31,17 +31,34 @@ export interface ProcessIdentity {
 
 export class Process implements Task {
   readonly pid: number;
-  readonly name: string;
   readonly mm: Mm;
   readonly rights: ProcessRights;
+  readonly #identity: ProcessIdentity;
   readonly #descriptors: DescriptorSource;
+  readonly #ended: () => void;
 
-  constructor(identity: ProcessIdentity, mm: Mm, descriptors: DescriptorSource, rights: ProcessRights) {
+  constructor(
+    identity: ProcessIdentity,
+    mm: Mm,
+    descriptors: DescriptorSource,
+    rights: ProcessRights,
+    ended: () => void = () => {},
+  ) {
     this.pid = identity.pid;
-    this.name = identity.name;
+    this.#identity = identity;
+    this.#ended = ended;
     this.mm = mm;
     this.rights = rights;
     this.#descriptors = descriptors;
+  }
+
+  get name(): string {
+    return this.#identity.name;
+  }
+
+  /** The program is gone. Its mappings may outlive it; its memory does not. */
+  exit(): void {
+    this.#ended();
   }
 
   capable(capability: Capability): boolean {
