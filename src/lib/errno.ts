@@ -44,6 +44,7 @@ export const errnoNumbers = {
   EBADE: 52,
   EOVERFLOW: 75,
   EBADFD: 77,
+  EMSGSIZE: 90,
   EOPNOTSUPP: 95,
   EADDRINUSE: 98,
   ECONNRESET: 104,

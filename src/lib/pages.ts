@@ -23,3 +23,17 @@ export function addressOf(page: number): bigint {
 export function hex(value: bigint | number): string {
   return `0x${value.toString(16)}`;
 }
+
+// biome-ignore-start lint/complexity/useMathMinMax: Math.max and Math.min do not take a bigint.
+
+/** Math.max for addresses. */
+export function largest(...values: bigint[]): bigint {
+  return values.reduce((a, b) => (a > b ? a : b));
+}
+
+/** Math.min for addresses. */
+export function smallest(...values: bigint[]): bigint {
+  return values.reduce((a, b) => (a < b ? a : b));
+}
+
+// biome-ignore-end lint/complexity/useMathMinMax: see above.
