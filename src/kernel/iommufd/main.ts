@@ -57,7 +57,7 @@ import {
 import { File, type FileMapping, type IoctlResult } from '../core/file.ts';
 import { copyFromUser, readU32, type Task } from '../core/task.ts';
 import { ioasChangeProcess } from './change-process.ts';
-import { IommufdContext } from './context.ts';
+import type { IommufdContext } from './context.ts';
 import { getHwInfo } from './device.ts';
 import { hwptGetDirtyBitmap, hwptSetDirtyTracking } from './dirty.ts';
 import { faultQueueAlloc } from './eventq.ts';
@@ -65,7 +65,6 @@ import { hwptAlloc } from './hw-pagetable.ts';
 import { hwptInvalidate } from './invalidate.ts';
 import { ioasAlloc, ioasAllowIovas, ioasCopy, ioasIovaRanges, ioasMap, ioasMapFile, ioasUnmap } from './ioas.ts';
 import { option } from './options.ts';
-import { IommufdShared } from './shared.ts';
 import { type IoctlOp, ioctlOp, type Ucmd } from './ucmd.ts';
 import { vfioIoas, vfioIoctl } from './vfio-compat.ts';
 import { hwQueueAlloc, vdeviceAlloc, veventqAlloc, viommuAlloc } from './viommu.ts';
@@ -102,14 +101,6 @@ const ioctlOps: ReadonlyMap<number, IoctlOp> = new Map([
 
 function destroy({ context, cmd }: Ucmd<iommu_destroy>): void {
   context.destroy(cmd.id);
-}
-
-/** The iommufd of one machine. */
-export class IommufdCore extends IommufdShared {
-  /** open("/dev/iommu") */
-  open(_task: Task): IommufdFile {
-    return new IommufdFile(new IommufdContext(this));
-  }
 }
 
 export class IommufdFile extends File {

@@ -1,0 +1,14 @@
+/**
+ * The iommufd of one machine.
+ */
+import type { Task } from '../core/task.ts';
+import { IommufdContext } from './context.ts';
+import { IommufdFile } from './main.ts';
+import { IommufdShared } from './shared.ts';
+
+export class IommufdCore extends IommufdShared {
+  /** open("/dev/iommu") */
+  open(_task: Task): IommufdFile {
+    return new IommufdFile(new IommufdContext(this));
+  }
+}
