@@ -21,36 +21,18 @@ import {
 import { File, type IoctlResult, type NewDescriptor } from '../core/file.ts';
 import { copyFromUser, copyToUser, type Task } from '../core/task.ts';
 import type { IommuGroup } from '../iommu/group.ts';
+import type { IommufdContext } from '../iommufd/context.ts';
+import { bindDevice } from '../iommufd/device.ts';
+import { IommufdFile } from '../iommufd/main.ts';
+import { compatIoasId, createCompatIoas, setNoIommu } from '../iommufd/vfio-compat.ts';
 import { Container, type GroupKind } from './container.ts';
-import { type DeviceAccess, DeviceFile, type VfioDevice } from './vfio-device.ts';
+import { type CdevBinding, type DeviceAccess, DeviceFile, type VfioDevice } from './vfio-device.ts';
 
 /** The longest text that GET_DEVICE_FD takes, with its NUL. */
 const NAME_MAX = 4096;
 
-/** An iommufd that stands in for a container. */
-export interface GroupIommufd {
-  /** Makes the address space that container ioctls use, when there is none yet. */
-  createCompatIoas(): void;
-  /** Groups without an IOMMU: EINVAL when an address space exists. */
-  setNoIommu(): void;
-  readonly hasCompatIoas: boolean;
-  /** Binds a device at its first open. EPERM and others as BIND_IOMMUFD. */
-  bind(device: VfioDevice, task: Task): IommufdBinding;
-  /** Keeps the context beyond the file. */
-  hold(): void;
-  drop(): void;
-}
-
-export interface IommufdBinding {
-  attachCompatIoas(): void;
-  /** Detaches and unbinds. */
-  unbind(): void;
-}
-
 /** What a group needs of the core that made it. */
 export interface GroupHost {
-  /** The iommufd behind a file, undefined for another kind of file. */
-  iommufdOf(file: File): GroupIommufd | undefined;
   /** Counts a file of the device; false: it is being removed. */
   hold(device: VfioDevice): boolean;
   release(device: VfioDevice): void;
@@ -101,7 +83,8 @@ export class VfioGroup {
   /** Devices of a VFIO driver, with those that are on their way out. */
   readonly members = new Set<VfioDevice>();
   container: Container | undefined;
-  iommufd: GroupIommufd | undefined;
+  /** Used in place of a container. Devices keep the one they were opened with. */
+  iommufd: IommufdContext | undefined;
   openedBy: GroupFile | undefined;
   /** Devices that are open with the container. */
   #containerUsers = 0;
@@ -188,14 +171,13 @@ export class VfioGroup {
       this.container = file;
       return 0;
     }
-    const iommufd = this.#host.iommufdOf(file);
-    if (iommufd === undefined) {
+    if (!(file instanceof IommufdFile)) {
       throw new Errno('EBADFD', `descriptor ${descriptor} (${file.path}) is neither a container nor an iommufd`);
     }
-    if (this.groupKind === 'noiommu') iommufd.setNoIommu();
-    else iommufd.createCompatIoas();
-    iommufd.hold();
-    this.iommufd = iommufd;
+    if (this.groupKind === 'noiommu') setNoIommu(file);
+    else createCompatIoas(file);
+    file.context.hold();
+    this.iommufd = file.context;
     return 0;
   }
 
@@ -270,8 +252,9 @@ export class VfioGroup {
       return;
     }
     using undo = new Unwind();
-    const binding = this.iommufd === undefined ? undefined : this.#bind(task, device, this.iommufd);
-    const end = binding === undefined ? this.#useContainer(task, device) : () => binding.unbind();
+    const context = this.iommufd;
+    const binding = context === undefined ? undefined : this.#bind(task, device, context);
+    const end = context === undefined ? this.#useContainer(task, device) : () => binding?.unbind();
     undo.add(end);
     device.openCount++;
     undo.add(() => {
@@ -279,7 +262,7 @@ export class VfioGroup {
     });
     device.openDevice();
     undo.add(() => device.closeDevice());
-    binding?.attachCompatIoas();
+    if (context !== undefined) binding?.attach(compatIoasId({ context }));
     undo.keep();
     this.#uses.set(device, end);
   }
@@ -300,13 +283,14 @@ export class VfioGroup {
     };
   }
 
-  #bind(task: Task, device: VfioDevice, iommufd: GroupIommufd): IommufdBinding {
-    if (this.groupKind !== 'noiommu') return iommufd.bind(device, task);
+  /** Undefined: a device without an IOMMU, which the iommufd only lets pass. */
+  #bind(task: Task, device: VfioDevice, context: IommufdContext): CdevBinding | undefined {
+    if (this.groupKind !== 'noiommu') return device.bindIommufd?.(context) ?? bindDevice({ context }, device);
     this.#needRawIo(task);
-    if (iommufd.hasCompatIoas) {
+    if (context.vfioIoas !== undefined) {
       throw new Errno('EPERM', `${device.name} has no IOMMU, and the iommufd has an address space that expects one`);
     }
-    return { attachCompatIoas() {}, unbind() {} };
+    return undefined;
   }
 
   #needRawIo(task: Task): void {

@@ -8,14 +8,14 @@
 import type { Clock } from '../../hw/pci/clock.ts';
 import { Errno } from '../../lib/errno.ts';
 import { IdTable } from '../../lib/id-table.ts';
-import type { File } from '../core/file.ts';
 import type { Task } from '../core/task.ts';
 import { Domain } from '../iommu/domain.ts';
+import { openCdev } from './cdev.ts';
 import { Container, type ContainerOptions, type GroupKind } from './container.ts';
-import { type GroupFile, type GroupHost, type GroupIommufd, VfioGroup } from './group.ts';
+import { type GroupFile, type GroupHost, VfioGroup } from './group.ts';
 import { Type1 } from './type1.ts';
 import { dmaRw, pinPages, unpinPages } from './type1-mediated.ts';
-import type { VfioDevice } from './vfio-device.ts';
+import type { DeviceFile, VfioDevice } from './vfio-device.ts';
 
 /** The machine's options. They may be changed while it runs, as module parameters may. */
 export interface VfioOptions extends ContainerOptions {
@@ -24,8 +24,6 @@ export interface VfioOptions extends ContainerOptions {
   allowUnsafeInterrupts: boolean;
   disableHugePages: boolean;
   dirtyBitmapLimit: number;
-  /** The iommufd behind a file that a group is given as its container. */
-  iommufdOf(file: File): GroupIommufd | undefined;
   /** For asking again for a device that is to go. Without one it is asked for once. */
   clock: Clock | undefined;
 }
@@ -55,7 +53,6 @@ export class VfioCore implements GroupHost {
       dirtyBitmapLimit: 2 ** 28,
       physicalOfDevice: () => -1,
       allocateDomain: (unit) => new Domain(unit, 'unmanaged'),
-      iommufdOf: () => undefined,
       clock: undefined,
       ...options,
     };
@@ -132,8 +129,11 @@ export class VfioCore implements GroupHost {
     return group.open(task);
   }
 
-  iommufdOf(file: File): GroupIommufd | undefined {
-    return this.options.iommufdOf(file);
+  /** Opens /dev/vfio/devices/vfio<index>. ENODEV: there is no such device, or it is being removed. */
+  openCdev(index: number, _task: Task): DeviceFile {
+    const device = this.#indexes.get(index);
+    if (device === undefined) throw new Errno('ENODEV', `there is no VFIO device ${index}`);
+    return openCdev(this, device, `/dev/vfio/devices/vfio${index}`);
   }
 
   /** Counts a file of the device; false: it is being removed and cannot be opened. */
