@@ -31,7 +31,7 @@ export interface FunctionConfig {
 
 export interface UnitConfig {
   name: string;
-  /** Capabilities: `vtd-legacy-sc`, `vtd-legacy-nosc`. */
+  /** Capabilities: `vtd-legacy-sc`, `legacy-nosc`. */
   preset: string;
   /** Addresses of the functions it serves; absent: all that no other unit serves. */
   functions?: string[] | undefined;

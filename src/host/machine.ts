@@ -15,7 +15,7 @@ import type { UserMemory } from '../kernel/core/user-memory.ts';
 import { IommuCore } from '../kernel/iommu/iommu.ts';
 import { VfioCore } from '../kernel/vfio/vfio.ts';
 import { type HostConfig, HostFileError } from './host-file.ts';
-import { IommufdCore } from '../kernel/iommufd/main.ts';
+import { IommufdCore } from '../kernel/iommufd/core.ts';
 import { AttributeFile } from './attribute-file.ts';
 import { Counters, type Invariants } from './counters.ts';
 import { Drivers } from './drivers.ts';
