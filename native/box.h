@@ -5,6 +5,9 @@
  *   paths.c    which path belongs to the box, and what to give to the real call instead
  *   preload.c  wrappers of calls on descriptors
  *   files.c    wrappers of calls on paths
+ *   streams.c  stdio on a handle
+ *   syscalls.c syscall(2)
+ *   children.c exec with an environment that lost us
  *   memory.c   mmap and its kin, the table of mappings
  *   trap.c     SIGSEGV: an access to a trapped mapping becomes TRAP_READ or TRAP_WRITE
  *   decode.c   x86-64 instructions with a memory operand
@@ -70,7 +73,7 @@ int handle_of(int fd, uint64_t *id);
 
 /* Hints: a clear bit means surely not; a set bit means ask. Numbers beyond the table are always asked. */
 #define HINT_FDS 65536
-extern _Atomic uint64_t handle_hint[HINT_FDS / 64], folder_hint[HINT_FDS / 64];
+extern _Atomic uint64_t handle_hint[HINT_FDS / 64], folder_hint[HINT_FDS / 64], own_hint[HINT_FDS / 64];
 static inline int hint_get(_Atomic uint64_t *map, int fd)
 {
 	if (unlikely((unsigned)fd >= HINT_FDS)) return fd > 0;
@@ -90,6 +93,7 @@ int move_high(int fd); /* the same descriptor at a number >= 512 where the limit
 int own_fd(int fd);    /* a descriptor of the library itself */
 void own_add(int fd);
 void own_drop(int fd);
+void mapping_fd_moved(int from, int to);
 
 /* paths.c */
 enum { PLACE_NONE, PLACE_DEV, PLACE_SYS };
@@ -162,4 +166,12 @@ static inline long finish(long r) /* as a libc function returns */
 int64_t open_in_box(const struct place *w, int flags, unsigned mode); /* descriptor, minus errno, or -PASSED */
 #define PASSED 5000
 void say(const char *line); /* on stderr, safe anywhere */
+int64_t box_read(uint64_t id, void *buffer, size_t count, uint64_t offset);
+int64_t box_write(uint64_t id, const void *buffer, size_t count, uint64_t offset);
+
+/* streams.c */
+void stdout_moved(int from);
+
+/* children.c */
+void children_init(void);
 #endif

@@ -10,7 +10,7 @@
 
 #define LONGEST_ASK 253 /* SCM_MAX_FD */
 
-_Atomic uint64_t handle_hint[HINT_FDS / 64], folder_hint[HINT_FDS / 64];
+_Atomic uint64_t handle_hint[HINT_FDS / 64], folder_hint[HINT_FDS / 64], own_hint[HINT_FDS / 64];
 int any_handle;
 int box_active;
 
@@ -57,6 +57,7 @@ void own_add(int fd)
 		int empty = 0;
 		if (atomic_compare_exchange_strong(&own_table[i].fd, &empty, fd + 1)) {
 			own_table[i].cookie = cookie_of(fd);
+			hint_set(own_hint, fd);
 			int used = atomic_load(&own_used);
 			while (used < i + 1 && !atomic_compare_exchange_weak(&own_used, &used, i + 1)) {}
 			return;
@@ -70,17 +71,20 @@ void own_drop(int fd)
 	int n = atomic_load(&own_used);
 	for (int i = 0; i < n; i++)
 		if (atomic_load(&own_table[i].fd) == fd + 1) {
-			if (cookie_of(fd) == own_table[i].cookie) SYS(close, fd);
+			uint64_t cookie = own_table[i].cookie;
 			atomic_store(&own_table[i].fd, 0);
+			if (cookie_of(fd) == cookie) SYS(close, fd);
 			return;
 		}
 }
 
 int own_fd(int fd)
 {
+	if (likely(!hint_get(own_hint, fd))) return 0;
 	int n = atomic_load(&own_used);
 	for (int i = 0; i < n; i++)
-		if (atomic_load(&own_table[i].fd) == fd + 1) return cookie_of(fd) == own_table[i].cookie;
+		if (atomic_load(&own_table[i].fd) == fd + 1 && cookie_of(fd) == own_table[i].cookie) return 1;
+	hint_clear(own_hint, fd);
 	return 0;
 }
 

@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define HAS_MODE(flags) (((flags)&O_CREAT) || ((flags)&O_TMPFILE) == O_TMPFILE)
@@ -278,6 +280,59 @@ EXPORT char *get_current_dir_name(void)
 	char *s = REAL(get_current_dir_name)();
 	if (s && box_active) strip_root(s);
 	return s;
+}
+
+/* ---- calls that only need the other path ---- */
+
+EXPORT int chmod(const char *path, mode_t mode)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(chmod)(path, mode);
+}
+EXPORT int chown(const char *path, uid_t uid, gid_t gid)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(chown)(path, uid, gid);
+}
+EXPORT int lchown(const char *path, uid_t uid, gid_t gid)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(lchown)(path, uid, gid);
+}
+EXPORT int fchmodat(int dirfd, const char *path, mode_t mode, int flags)
+{
+	REDIRECT(dirfd, path)
+	return REAL(fchmodat)(w.kind ? AT_FDCWD : dirfd, path, mode, flags);
+}
+EXPORT int fchownat(int dirfd, const char *path, uid_t uid, gid_t gid, int flags)
+{
+	REDIRECT(dirfd, path)
+	return REAL(fchownat)(w.kind ? AT_FDCWD : dirfd, path, uid, gid, flags);
+}
+EXPORT int inotify_add_watch(int fd, const char *path, uint32_t mask)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(inotify_add_watch)(fd, path, mask);
+}
+EXPORT ssize_t getxattr(const char *path, const char *name, void *value, size_t size)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(getxattr)(path, name, value, size);
+}
+EXPORT ssize_t lgetxattr(const char *path, const char *name, void *value, size_t size)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(lgetxattr)(path, name, value, size);
+}
+EXPORT ssize_t listxattr(const char *path, char *list, size_t size)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(listxattr)(path, list, size);
+}
+EXPORT ssize_t llistxattr(const char *path, char *list, size_t size)
+{
+	REDIRECT(AT_FDCWD, path)
+	return REAL(llistxattr)(path, list, size);
 }
 
 /* ---- stat ---- */

@@ -64,6 +64,15 @@ int mapping_at(uintptr_t a, struct mapping *out)
 	return found;
 }
 
+void mapping_fd_moved(int from, int to)
+{
+	if (!mapping_count) return;
+	uint64_t s = lock();
+	for (int i = 0; i < mapping_count; i++)
+		if (table[i].fd == from) table[i].fd = to;
+	unlock(s);
+}
+
 static int in_use(int fd)
 {
 	for (int i = 0; i < mapping_count; i++)

@@ -194,14 +194,19 @@ void paths_init(void)
 		if (canonical_length) first_letter[(unsigned char)canonical_root[1]] = 1;
 	} else rewrite_sysfs = 0; /* no tree to rewrite to */
 	first_letter['d'] = 1;
-	char *copy = list ? strdup(list) : 0, *rest = copy;
-	for (char *p; rest && (p = strsep(&rest, ":"));) {
+	/* A colon separates only in front of a slash: names in sysfs have colons. */
+	char *p = list ? strdup(list) : 0;
+	while (p && *p) {
+		char *next = strstr(p, ":/");
+		if (next) *next++ = 0;
 		size_t n = strlen(p);
 		while (n > 1 && p[n - 1] == '/') p[--n] = 0;
-		if (p[0] != '/' || n < 2 || prefix_count == PREFIX_MAX) continue;
-		prefix[prefix_count].text = p;
-		prefix[prefix_count++].length = n;
-		first_letter[(unsigned char)p[1]] = 1;
+		if (p[0] == '/' && n > 1 && prefix_count < PREFIX_MAX) {
+			prefix[prefix_count].text = p;
+			prefix[prefix_count++].length = n;
+			first_letter[(unsigned char)p[1]] = 1;
+		}
+		p = next;
 	}
 	cwd_changed();
 }

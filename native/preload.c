@@ -52,6 +52,7 @@ __attribute__((constructor)) static void start(void)
 		paths_init();
 		adopt_inherited();
 		trap_init();
+		children_init();
 	}
 	errno = saved;
 }
@@ -148,14 +149,14 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 
 /* ---- read and write ---- */
 
-static int64_t box_read(uint64_t id, void *buffer, size_t count, uint64_t offset)
+int64_t box_read(uint64_t id, void *buffer, size_t count, uint64_t offset)
 {
 	if (count > 0x7ffff000) count = 0x7ffff000;
 	struct call c = {.q = {.op = OP_PREAD, .handle = id, .a = offset, .b = count, .c = (uintptr_t)buffer}, .in = buffer, .in_length = count};
 	return box_call(&c);
 }
 
-static int64_t box_write(uint64_t id, const void *buffer, size_t count, uint64_t offset)
+int64_t box_write(uint64_t id, const void *buffer, size_t count, uint64_t offset)
 {
 	if (count > 0x7ffff000) count = 0x7ffff000;
 	struct call c = {.q = {.op = OP_PWRITE, .handle = id, .a = offset, .b = count, .c = (uintptr_t)buffer}};
@@ -294,13 +295,67 @@ EXPORT int dup(int fd)
 {
 	return follow(fd, (int)finish(SYS(dup, fd)));
 }
+/* The program puts a descriptor where one of ours is: ours goes elsewhere. */
+static void make_way(int to)
+{
+	if (likely(!box_active) || !own_fd(to)) return;
+	int n = move_high(to);
+	if (n < 0) return;
+	own_add(n);
+	mapping_fd_moved(to, n);
+	own_drop(to); /* a connection there is made anew when it is missed */
+}
+
 EXPORT int dup2(int fd, int to)
 {
-	return follow(fd, REAL(dup2)(fd, to));
+	if (fd != to) make_way(to);
+	int r = follow(fd, REAL(dup2)(fd, to));
+	if (unlikely(r == 1 && any_handle)) stdout_moved(fd);
+	return r;
 }
 EXPORT int dup3(int fd, int to, int flags)
 {
-	return follow(fd, (int)finish(SYS(dup3, fd, to, flags)));
+	if (fd != to) make_way(to);
+	int r = follow(fd, (int)finish(SYS(dup3, fd, to, flags)));
+	if (unlikely(r == 1 && any_handle)) stdout_moved(fd);
+	return r;
+}
+
+/* Programs that close every number they do not know must not close ours: a mapping's dup keeps the device open. */
+EXPORT int close(int fd)
+{
+	if (unlikely(box_active && own_fd(fd))) return (int)finish(-EBADF);
+	return REAL(close)(fd);
+}
+
+EXPORT int close_range(unsigned first, unsigned last, int flags)
+{
+#ifdef SYS_close_range
+	if (!box_active || (flags & 4) || first > last) return (int)finish(SYS(close_range, first, last, flags));
+	unsigned end = last < HINT_FDS ? last : HINT_FDS - 1, from = first;
+	for (unsigned fd = first; fd <= end; fd++) {
+		if (fd % 64 == 0 && fd + 63 <= end && !own_hint[fd / 64]) {
+			fd += 63;
+			continue;
+		}
+		if (!own_fd((int)fd)) continue;
+		if (fd > from) {
+			long r = SYS(close_range, from, fd - 1, flags);
+			if (r < 0) return (int)finish(r);
+			flags &= ~2; /* CLOSE_RANGE_UNSHARE: once */
+		}
+		from = fd + 1;
+	}
+	return from > last ? 0 : (int)finish(SYS(close_range, from, last, flags));
+#else
+	(void)first, (void)last, (void)flags;
+	return (int)finish(-ENOSYS);
+#endif
+}
+extern void closefrom(int low);
+EXPORT void closefrom(int low)
+{
+	if (!box_active || close_range(low < 0 ? 0 : (unsigned)low, ~0u, 0) < 0) REAL(closefrom)(low);
 }
 
 #define FCNTL(name)                                                                                                                         \

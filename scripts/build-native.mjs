@@ -18,7 +18,7 @@ if (process.arch === 'x64') flags.push('-mno-red-zone');
 const targets = [
   {
     output: 'libvfiobox.so',
-    sources: ['call.c', 'paths.c', 'preload.c', 'files.c', 'memory.c', 'trap.c', 'decode.c'],
+    sources: ['call.c', 'paths.c', 'preload.c', 'files.c', 'streams.c', 'children.c', 'syscalls.c', 'memory.c', 'trap.c', 'decode.c'],
     flags: ['-fPIC', '-shared', '-fvisibility=hidden', '-pthread', '-Wl,-z,defs', '-Wl,-z,now'],
     libraries: ['-ldl'],
   },

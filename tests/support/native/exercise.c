@@ -29,6 +29,14 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Past every library. */
+#define RAW(n, a, b, c, d)                                                                                                                  \
+	({                                                                                                                                  \
+		long r_;                                                                                                                    \
+		register long d_ __asm__("r10") = (long)(d);                                                                                \
+		__asm__ volatile("syscall" : "=a"(r_) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(d_) : "rcx", "r11", "memory");                    \
+		r_;                                                                                                                         \
+	})
 #define T(n) (0x3b00 | n)
 enum { T_VALUE = T(1), T_INVERT, T_BIG, T_ASK, T_NEW, T_NEW_AT, T_SLEEP, T_ERROR, T_DIE, T_LIVE, T_REVIVE, T_PROCESSES, T_HANDLE_ID, T_PLAIN, T_PEEK_REGISTER };
 
@@ -202,8 +210,9 @@ static void t_readwrite(void)
 	CHECK(pwritev(fd, v, 2, 100) == 6 && pread(fd, b, 6, 100) == 6 && !strncmp(b, "abcdef", 6));
 	FAILS(pread(fd, b, 4, 0x10000), EINVAL);
 	FAILS(pread(fd, b, 4, -1), EINVAL);
-	FAILS(pread(fd, (void *)8, 4, 0), EFAULT);
-	FAILS(pwrite(fd, (void *)8, 4, 0), EFAULT);
+	char *volatile nowhere = (char *)8;
+	FAILS(pread(fd, nowhere, 4, 0), EFAULT);
+	FAILS(pwrite(fd, nowhere, 4, 0), EFAULT);
 	char *big = malloc(20000), *back = malloc(20000);
 	for (int i = 0; i < 20000; i++) big[i] = (char)(i * 7);
 	CHECK(pwrite(fd, big, 20000, 0) == 20000 && pread(fd, back, 20000, 0) == 20000 && !memcmp(big, back, 20000));
@@ -351,7 +360,7 @@ static void t_fork(void)
 		CHECK(wait_ok(p));
 	}
 	/* without libc's fork */
-	pid_t p = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	pid_t p = (pid_t)RAW(SYS_clone, (long)SIGCHLD, 0L, 0L, 0L);
 	if (!p) syscall(SYS_exit_group, !(ioctl(fd, T_VALUE, 5) == 5 && ioctl(fd, T_PROCESSES, 0) > words));
 	CHECK(wait_ok(p));
 	p = vfork();
@@ -382,15 +391,30 @@ static void t_closefrom(void)
 {
 	int fd = node();
 	CHECK(ioctl(fd, T_VALUE, 1) == 1);
-	syscall(SYS_close_range, 512, ~0u, 0);
+	RAW(SYS_close_range, 512L, 0xffffffffL, 0L, 0L);
 	CHECK(ioctl(fd, T_VALUE, 2) == 2);
 	/* the number of the connection is taken by another socket */
-	syscall(SYS_close_range, 512, ~0u, 0);
+	RAW(SYS_close_range, 512L, 0xffffffffL, 0L, 0L);
 	int s[2];
 	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, s) == 0 && dup2(s[0], 512) == 512);
 	CHECK(ioctl(fd, T_VALUE, 3) == 3);
 	char b;
 	CHECK(recv(s[1], &b, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+	CHECK(ioctl(fd, T_VALUE, 4) == 4);
+	/* a mapping keeps its device through all of it */
+	int dev = ioctl(fd, T_NEW, 0), live = ioctl(fd, T_LIVE, 0);
+	volatile uint32_t *r = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, dev, 0x10000);
+	CHECK(r != MAP_FAILED);
+	close(dev);
+	for (int i = 500; i < 600; i++)
+		if (i != fd && i != 512) close(i);
+	closefrom(514);
+	CHECK(close_range(514, ~0u, 0) == 0);
+	for (int i = 513; i < 530; i++) dup2(s[0], i);
+	r[0] = 88;
+	CHECK(r[0] == 88 && ioctl(fd, T_LIVE, 0) == live);
+	for (int i = 513; i < 530; i++) close(i);
+	CHECK(munmap((void *)r, 4096) == 0 && ioctl(fd, T_LIVE, 0) == live - 1);
 	close(512), close(s[0]), close(s[1]), close(fd);
 }
 
@@ -622,6 +646,49 @@ static void t_mmap(void)
 	close(fd);
 }
 
+static void t_children(void)
+{
+	char *argv[] = {"exercise", "open", 0}, *none[] = {0}, *other[] = {"LD_PRELOAD=/nonexistent/other.so", "A=b", 0}, *out[] = {"LD_PRELOAD=", 0};
+	for (int i = 0; i < 5; i++) {
+		pid_t p = fork();
+		if (!p) {
+			int null = open("/dev/null", O_WRONLY);
+			dup2(null, 1), dup2(null, 2);
+			if (i == 0) execve("/proc/self/exe", argv, none);
+			if (i == 1) execve("/proc/self/exe", argv, other);
+			if (i == 2) clearenv(), execl("/proc/self/exe", "exercise", "open", (char *)0);
+			if (i == 3) clearenv(), execvp("/proc/self/exe", argv);
+			if (i == 4) execve("/proc/self/exe", argv, out);
+			_exit(9);
+		}
+		int st;
+		CHECK(waitpid(p, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == (i == 4));
+	}
+}
+
+/* What programs do past libc's wrappers. */
+static void t_syscall(void)
+{
+	int fd = (int)syscall(SYS_openat, AT_FDCWD, "/dev/vfio/vfio", O_RDWR, 0);
+	struct statx sx;
+	struct stat st;
+	char b[8] = "";
+	CHECK(fd >= 0 && syscall(SYS_ioctl, fd, T_VALUE, 3) == 3);
+	FAILS(syscall(SYS_ioctl, fd, T_ERROR, EBUSY), EBUSY);
+	CHECK(syscall(SYS_statx, AT_FDCWD, "/dev/vfio/7", 0, STATX_BASIC_STATS, &sx) == 0 && S_ISCHR(sx.stx_mode));
+	CHECK(syscall(SYS_fstat, fd, &st) == 0 && S_ISCHR(st.st_mode));
+	CHECK(syscall(SYS_pwrite64, fd, "abc", 3, 0) == 3 && syscall(SYS_pread64, fd, b, 3, 0) == 3 && !strcmp(b, "abc"));
+	volatile uint32_t *r = (void *)syscall(SYS_mmap, 0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0x10000);
+	CHECK(r != MAP_FAILED);
+	r[0] = 9;
+	CHECK(r[0] == 9 && syscall(SYS_munmap, r, 4096) == 0);
+	CHECK(syscall(SYS_getpid) == getpid() && syscall(SYS_gettid) == gettid());
+	FAILS(syscall(SYS_close, -1), EBADF);
+	FAILS(syscall(511), ENOSYS);
+	FAILS(syscall(100000), ENOSYS);
+	CHECK(syscall(SYS_close, fd) == 0);
+}
+
 static void t_hugetlb(void)
 {
 	char *p = mmap(0, 2 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
@@ -689,17 +756,17 @@ static void t_cost(void)
 	char b[64];
 	int z = open("/dev/zero", O_RDWR), p = open("/proc/self/exe", O_RDONLY), fd = node();
 	BATCH("read of /dev/zero, 1 byte", 100000, read(z, b, 1));
-	BATCH("  the same, raw", 100000, syscall(SYS_read, z, b, 1));
+	BATCH("  the same, raw", 100000, RAW(SYS_read, (long)(z), (long)(b), (long)(1), 0L));
 	BATCH("pread of a file, 64 bytes", 100000, pread(p, b, 64, 0));
-	BATCH("  the same, raw", 100000, syscall(SYS_pread64, p, b, 64, 0));
+	BATCH("  the same, raw", 100000, RAW(SYS_pread64, (long)(p), (long)(b), (long)(64), (long)(0)));
 	BATCH("write to /dev/zero", 100000, write(z, b, 1));
-	BATCH("  the same, raw", 100000, syscall(SYS_write, z, b, 1));
+	BATCH("  the same, raw", 100000, RAW(SYS_write, (long)(z), (long)(b), (long)(1), 0L));
 	BATCH("failing ioctl", 100000, ioctl(z, T_VALUE, 0));
-	BATCH("  the same, raw", 100000, syscall(SYS_ioctl, z, T_VALUE, 0));
+	BATCH("  the same, raw", 100000, RAW(SYS_ioctl, (long)(z), (long)(T_VALUE), (long)(0), 0L));
 	BATCH("open and close of /etc/hostname", 20000, close(open("/etc/hostname", O_RDONLY)));
-	BATCH("  the same, raw", 20000, close((int)syscall(SYS_openat, AT_FDCWD, "/etc/hostname", O_RDONLY, 0)));
+	BATCH("  the same, raw", 20000, close((int)RAW(SYS_openat, (long)(AT_FDCWD), (long)("/etc/hostname"), (long)(O_RDONLY), (long)(0))));
 	BATCH("stat of /etc/hostname", 20000, struct stat st; stat("/etc/hostname", &st));
-	BATCH("  the same, raw", 20000, struct stat st; syscall(SYS_newfstatat, AT_FDCWD, "/etc/hostname", &st, 0));
+	BATCH("  the same, raw", 20000, struct stat st; RAW(SYS_newfstatat, (long)(AT_FDCWD), (long)("/etc/hostname"), (long)(&st), (long)(0)));
 	if (fd < 0) return;
 	BATCH("ioctl of a handle (Python answers)", 300, ioctl(fd, T_VALUE, 5));
 	BATCH("pread of a handle", 300, pread(fd, b, 4, 0));
@@ -714,7 +781,7 @@ static const struct {
 	void (*run)(void);
 } tests[] = {{"open", t_open}, {"ioctl", t_ioctl}, {"ask", t_ask}, {"descriptors", t_descriptors}, {"readwrite", t_readwrite}, {"stat", t_stat},
              {"sysfs", t_sysfs}, {"threads", t_threads}, {"fork", t_fork}, {"closefrom", t_closefrom}, {"rights", t_rights}, {"signals", t_signals},
-             {"mmap", t_mmap}, {"hugetlb", t_hugetlb}, {"cost", t_cost}, {"death", t_death}};
+             {"mmap", t_mmap}, {"hugetlb", t_hugetlb}, {"children", t_children}, {"syscall", t_syscall}, {"cost", t_cost}, {"death", t_death}};
 
 int main(int argc, char **argv)
 {

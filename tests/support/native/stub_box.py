@@ -26,7 +26,7 @@ def remote(pid, address, data=None, size=0):
     there = Iovec(address, here.len)
     call = libc.process_vm_writev if data is not None else libc.process_vm_readv
     n = call(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
-    if n < 0:
+    if n < here.len:  # a part is not there
         raise OSError(errno.EFAULT, 'memory')
     return buffer.raw[:n]
 
