@@ -12,6 +12,9 @@ import { TABLE_WORDS, type TablePool } from './table-pool.ts';
 /** Pages of a leaf, by level. */
 export const LEAF_PAGES: readonly number[] = [1, 512, 262144];
 
+/** First page beyond 48 bits. */
+const SHORT_LIMIT = 2 ** 36;
+
 export interface PageTableOptions {
   /** 3, 4 or 5. */
   readonly levels?: number;
@@ -30,12 +33,15 @@ export class PageTable {
   readonly pool: TablePool;
   /** Page number, in the memory of tables, of the top table: what SLPTPTR holds. */
   readonly top: number;
-  /** Of the last `walk`: the level at which it ended, the entry found there, and the AND of READ|WRITE along the way. */
+  /** Of the last `walk`: the level at which it ended, and the AND of READ|WRITE along the way. */
   level = 0;
-  low = 0;
-  high = 0;
   permission = 0;
-  #leafWord = 0;
+  /** Word of the pool at which the entry lies that ended the last walk, its low half. */
+  word = 0;
+  /** An entry that points to a table with all permissions has these bits after `tableMask`. */
+  readonly tableBits: number;
+  readonly tableMask: number;
+  readonly presentBits: number;
   #tables = 1;
   #pending: number[] = [];
 
@@ -44,6 +50,9 @@ export class PageTable {
     const width = format.widths[levels];
     if (width === undefined) throw new Error(`Format ${format.name} has no tables of ${levels} levels`);
     this.format = format;
+    this.tableBits = format.table;
+    this.tableMask = format.table | format.large;
+    this.presentBits = format.present;
     this.levels = levels;
     this.width = width;
     this.pageLimit = 2 ** (width - 12);
@@ -58,66 +67,74 @@ export class PageTable {
   }
 
   /**
-   * The physical page behind `page`, or -1. After it, `level`, `low`, `high` tell the entry that decided; `permission` is what the
-   * whole path allows. A page beyond the width is refused (-1 with `level` = `levels`), it never wraps.
+   * The physical page behind `page`, or -1. After it, `level`, `low`, `high` tell the entry that decided; after a hit, `permission`
+   * is what the whole path allows. A page beyond the width is refused (-1 with `level` = `levels`), it never wraps.
    */
   walk(page: number): number {
+    // Short way: four levels, tables that allow everything, a leaf of 4 KiB. Short also in bytecode, or it is not inlined and takes
+    // twice the time; no private names for the same reason.
+    if (!(page < SHORT_LIMIT) || this.levels !== 4) return this.walkAll(page);
+    const words = this.pool.words;
+    const { tableBits, tableMask } = this;
+    const lower = page & 0x3ffff;
+    const upper = (page * (1 / 0x40000)) | 0;
+    let low = words[(this.top << 10) | ((upper >>> 8) & 0x3fe)]!;
+    if ((low & tableMask) !== tableBits) return this.walkAll(page);
+    low = words[((low >>> 12) << 10) | ((upper << 1) & 0x3fe)]!;
+    if ((low & tableMask) !== tableBits) return this.walkAll(page);
+    low = words[((low >>> 12) << 10) | ((lower >>> 8) & 0x3fe)]!;
+    if ((low & tableMask) !== tableBits) return this.walkAll(page);
+    const at = ((low >>> 12) << 10) | ((lower << 1) & 0x3fe);
+    low = words[at]!;
+    if ((low & this.presentBits) === 0) return this.walkAll(page);
+    this.level = 0;
+    this.word = at;
+    this.permission = low & 3;
+    return (words[at + 1]! & 0xfffff) * 0x100000 + (low >>> 12);
+  }
+
+  /** `walk` for any number of levels, leaves at any level, and to find the entry that says no. */
+  walkAll(page: number): number {
     if (!(page >= 0 && page < this.pageLimit)) {
       this.level = this.levels;
       return -1;
     }
+    const { present, large } = this.format;
     const words = this.pool.words;
-    const present = this.format.present;
-    const large = this.format.large;
     const lower = page & 0x3ffff;
     const upper = (page / 0x40000) | 0;
     let table = this.top;
-    let low = 0;
     let permission = 3;
-    if (this.levels > 3) {
-      if (this.levels > 4) {
-        low = words[(table << 10) | ((upper >>> 17) & 0x3fe)]!;
-        if ((low & present) === 0 || (low & large) !== 0) return this.#stop(4, table, (upper >>> 18) & 511);
-        permission &= low;
-        table = low >>> 12;
-      }
-      low = words[(table << 10) | ((upper >>> 8) & 0x3fe)]!;
-      if ((low & present) === 0 || (low & large) !== 0) return this.#stop(3, table, (upper >>> 9) & 511);
+    for (let level = this.levels - 1; ; level--) {
+      const word = (table << 10) | (indexAt(level, lower, upper) << 1);
+      const low = words[word]!;
+      this.level = level;
+      this.word = word;
+      if ((low & present) === 0) return -1;
       permission &= low;
+      if (level === 0 || (low & large) !== 0) {
+        if (level > 2) return -1;
+        this.permission = permission;
+        const within = level === 0 ? 0 : level === 1 ? lower & 511 : lower;
+        return (words[word + 1]! & 0xfffff) * 0x100000 + (low >>> 12) + within;
+      }
       table = low >>> 12;
     }
-    let at = (table << 10) | ((upper & 511) << 1);
-    low = words[at]!;
-    if ((low & present) === 0) return this.#stop(2, table, upper & 511);
-    permission &= low;
-    if ((low & large) === 0) {
-      table = low >>> 12;
-      at = (table << 10) | ((lower >>> 8) & 0x3fe);
-      low = words[at]!;
-      if ((low & present) === 0) return this.#stop(1, table, lower >>> 9);
-      permission &= low;
-      if ((low & large) === 0) {
-        table = low >>> 12;
-        at = (table << 10) | ((lower & 511) << 1);
-        low = words[at]!;
-        if ((low & present) === 0) return this.#stop(0, table, lower & 511);
-        const high = words[at + 1]!;
-        this.level = 0;
-        this.low = low;
-        this.high = high;
-        this.permission = permission & low;
-        this.#leafWord = at;
-        return (high & 0xfffff) * 0x100000 + (low >>> 12);
-      }
-      return this.#largeLeaf(1, at, permission) + (lower & 511);
-    }
-    return this.#largeLeaf(2, at, permission) + lower;
+  }
+
+  /** The halves of the entry that ended the last walk; 0 when the page was beyond the width. */
+  get low(): number {
+    return this.level < this.levels ? this.pool.words[this.word]! >>> 0 : 0;
+  }
+
+  get high(): number {
+    return this.level < this.levels ? this.pool.words[this.word + 1]! >>> 0 : 0;
   }
 
   /** Hardware's mark on the leaf of the last successful `walk`: accessed, and dirty when `isWrite`. */
   markLeaf(isWrite: boolean): void {
     const { accessed, dirty } = this.format;
-    this.pool.words[this.#leafWord]! |= accessed | (isWrite ? dirty : 0);
+    this.pool.words[this.word]! |= accessed | (isWrite ? dirty : 0);
   }
 
   /**
@@ -225,7 +242,7 @@ export class PageTable {
     const dirty = this.format.dirty;
     this.forEachLeaf(first, last, (firstPage, pages, low) => {
       if ((low & dirty) === 0) return;
-      if (isCleared) this.pool.words[this.#leafWord]! &= ~dirty;
+      if (isCleared) this.pool.words[this.word]! &= ~dirty;
       visit(firstPage, pages);
     });
   }
@@ -244,27 +261,6 @@ export class PageTable {
   }
 
   readonly #path = new Int32Array(5);
-
-  #stop(level: number, table: number, index: number): number {
-    const words = this.pool.words;
-    this.level = level;
-    this.low = words[(table << 10) | (index << 1)]!;
-    this.high = words[(table << 10) | (index << 1) | 1]!;
-    return -1;
-  }
-
-  #largeLeaf(level: number, at: number, permission: number): number {
-    const words = this.pool.words;
-    const low = words[at]!;
-    const high = words[at + 1]!;
-    this.level = level;
-    this.low = low;
-    this.high = high;
-    this.permission = permission & 3;
-    this.#leafWord = at;
-    const base = (high & 0xfffff) * 0x100000 + (low >>> 12);
-    return base;
-  }
 
   #leafLevel(page: number, physicalPage: number, left: number): number {
     const both = (page & 0x3ffff) | (physicalPage & 0x3ffff);
@@ -285,7 +281,7 @@ export class PageTable {
       const low = this.pool.words[word]!;
       if ((low & present) === 0) {
         const child = this.#allocate(at, lower, upper);
-        this.pool.words[word] = ((child << 12) | tableBits) >>> 0;
+        this.pool.words[word] = (child << 12) | tableBits;
         this.pool.live[table]! += 1;
         table = child;
       } else {

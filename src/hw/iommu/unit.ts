@@ -97,6 +97,17 @@ export class IommuUnit implements Upstream {
     this.root.clear(rid);
   }
 
+  /** Forgets what the IOTLB holds of a domain in `2^order` pages from `firstPage`; the whole domain when that is beyond CAP.MAMV. */
+  invalidatePages(did: number, firstPage: number, order: number): void {
+    if (order > this.capabilities.mamv) this.iotlb.invalidateDomain(did);
+    else this.iotlb.invalidatePages(did, undefined, firstPage, firstPage + 2 ** order - 1);
+  }
+
+  /** Forgets all that the IOTLB holds of a domain. */
+  invalidateDomain(did: number): void {
+    this.iotlb.invalidateDomain(did);
+  }
+
   translate(rid: number, pasid: number, page: number, access: Access): number {
     const context = this.root.lookup(rid);
     if (context !== undefined && pasid < 0 && context.table !== undefined) {

@@ -1,43 +1,70 @@
 /**
- * An IOMMU group: functions that cannot be told apart, or not kept apart, and who holds them. First version of the surface.
+ * An IOMMU group: functions that cannot be told apart, or not kept apart, and who holds them.
+ *
+ * A group is in one of two hands: the host's drivers, which count themselves in (`useDefaultDomain`) and do DMA through the default
+ * domain; or one user, who claims it. While claimed, all members are in the blocking domain until the user attaches one of his own.
+ * Members move together: when one cannot, all are where they were.
  */
+
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
+import { forEachDmaAlias } from '../../hw/pci/aliases.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
-import type { Domain } from './domain.ts';
+import { Tracepoint } from '../../lib/tracepoint.ts';
+import { blockedDomain, type Domain } from './domain.ts';
+import { mergeReserved, type ReservedRegion } from './reserved-regions.ts';
 
-export type ReservedType = 'direct' | 'direct-relaxable' | 'reserved' | 'msi';
+export type { ReservedRegion, ReservedType } from './reserved-regions.ts';
 
-/** Pages that a user may not map, both ends included. */
-export interface ReservedRegion {
-  readonly firstPage: number;
-  readonly lastPage: number;
-  readonly type: ReservedType;
+const traceAttach = new Tracepoint<{ device: string; group: number; kind: string }>('iommu:attach_device_to_domain');
+const traceAdd = new Tracepoint<{ gid: number; device: string; why: string }>('iommu:add_device_to_group');
+const traceRemove = new Tracepoint<{ gid: number; device: string }>('iommu:remove_device_from_group');
+
+interface Member {
+  readonly fn: PciFunction;
+  /** Requester IDs under which its DMA arrives: its own and its aliases. */
+  readonly rids: readonly number[];
+  /** Why it is in this group. */
+  readonly reason: string;
+  readonly reserved: readonly ReservedRegion[];
 }
 
 export class IommuGroup {
   readonly id: number;
   name: string | undefined;
-  /** Undefined: devices without an IOMMU (noiommu). */
+  /** Undefined: devices without an IOMMU (noiommu, mediated). */
   readonly unit: IommuUnit | undefined;
-  readonly members: ReadonlySet<PciFunction> = new Set();
-  readonly defaultDomain: Domain;
   /** Whether interrupts of other devices cannot be forged (interrupt remapping). */
-  isolatedMsi = true;
-  #domain: Domain;
+  isolatedMsi: boolean;
+  readonly #members = new Map<PciFunction, Member>();
+  #defaultDomain: Domain | undefined;
+  #domain: Domain | undefined;
   #owner: object | undefined;
   #ownerCount = 0;
 
-  constructor(id: number, unit: IommuUnit | undefined, defaultDomain: Domain) {
+  /** Groups are made by `IommuCore`. Without a unit there are no domains. */
+  constructor(id: number, unit: IommuUnit | undefined, defaultDomain: Domain | undefined) {
     this.id = id;
     this.unit = unit;
-    this.defaultDomain = defaultDomain;
+    this.isolatedMsi = unit?.capabilities.hasInterruptRemapping ?? false;
+    this.#defaultDomain = defaultDomain;
     this.#domain = defaultDomain;
+    if (defaultDomain !== undefined) defaultDomain.attachments++;
   }
 
-  /** The domain through which the members' DMA goes now. */
+  /** In the order in which they came. */
+  get members(): ReadonlySet<PciFunction> {
+    return new Set(this.#members.keys());
+  }
+
+  /** The domain of the host's drivers. Not to be asked of a group without a unit. */
+  get defaultDomain(): Domain {
+    return this.#hardware(this.#defaultDomain);
+  }
+
+  /** The domain through which the members' DMA goes now. Not to be asked of a group without a unit. */
   get domain(): Domain {
-    return this.#domain;
+    return this.#hardware(this.#domain);
   }
 
   /** Claims by users, or uses of the default domain by host drivers. */
@@ -49,42 +76,217 @@ export class IommuGroup {
     return this.#owner;
   }
 
-  /** Takes the group for a user (GROUP_SET_CONTAINER): the blocking domain is attached. EPERM: held. EBUSY: other domain. EINVAL: firmware needs it. */
-  claim(_owner: object): void {
-    throw new Errno('EOPNOTSUPP', 'not built yet');
+  /** Why `f` is in this group: `own`, `alias 00:1e.0`, `no ACS on 00:01.0`, `multifunction without ACS`, `quirk`. */
+  reasonOf(f: PciFunction): string {
+    return this.#members.get(f)?.reason ?? 'not a member';
   }
 
-  /** Takes the group for a user through one device, counted for the same owner (BIND_IOMMUFD). EPERM, EBUSY, EINVAL. */
-  claimDevice(_f: PciFunction, _owner: object): void {
-    throw new Errno('EOPNOTSUPP', 'not built yet');
+  // ---- owners ----
+
+  /**
+   * Takes the group for a user (GROUP_SET_CONTAINER): the blocking domain is attached. EPERM: somebody holds it. EBUSY: another
+   * domain is attached. EINVAL: firmware needs a member mapped one to one at all times.
+   */
+  claim(owner: object): void {
+    if (this.#ownerCount > 0) throw new Errno('EPERM', this.#heldText());
+    this.#take(owner);
+  }
+
+  /** Takes the group for a user through one device, counted for the same owner (BIND_IOMMUFD). Errors as of `claim`; ENODEV: no member. */
+  claimDevice(f: PciFunction, owner: object): void {
+    if (!this.#members.has(f)) throw new Errno('ENODEV', `${f.name} is not in group ${this.id}`);
+    if (this.#ownerCount > 0) {
+      if (this.#owner !== owner) throw new Errno('EPERM', this.#heldText());
+      this.#ownerCount++;
+      return;
+    }
+    this.#take(owner);
   }
 
   /** Ends `claim`: back to the default domain. */
-  release(): void {}
+  release(): void {
+    if (this.#owner === undefined) throw new Error(`Group ${this.id} is not claimed`);
+    this.#ownerCount = 0;
+    this.#owner = undefined;
+    this.#moveBack(this.defaultDomain);
+  }
 
-  /** Ends one `claimDevice`. */
-  releaseDevice(_f: PciFunction): void {}
+  /** Ends one `claimDevice`; the last one ends the ownership. */
+  releaseDevice(_f: PciFunction): void {
+    if (this.#ownerCount > 1) this.#ownerCount--;
+    else this.release();
+  }
 
   /** A host driver that does its own DMA is to be bound to `f`. EBUSY: a user holds the group. */
-  useDefaultDomain(_f: PciFunction): void {}
+  useDefaultDomain(f: PciFunction): void {
+    if (this.#ownerCount > 0 && (this.#owner !== undefined || this.#domain !== this.#defaultDomain)) {
+      throw new Errno('EBUSY', `a user holds group ${this.id}, so no host driver can have ${f.name}`);
+    }
+    this.#ownerCount++;
+  }
 
-  unuseDefaultDomain(_f: PciFunction): void {}
+  unuseDefaultDomain(_f: PciFunction): void {
+    if (this.#ownerCount === 0) throw new Error(`No host driver uses group ${this.id}`);
+    this.#ownerCount--;
+  }
 
-  /** Attaches all members to `domain`. EBUSY: another domain is attached. EINVAL: incompatible. On failure nothing is changed. */
-  attach(_domain: Domain): void {
-    throw new Errno('EOPNOTSUPP', 'not built yet');
+  // ---- domains ----
+
+  /**
+   * Attaches all members to `domain`. EBUSY: another domain than a default or blocking one is attached. EINVAL: incompatible, or no
+   * IOMMU. ENOSPC, ENOMEM. On failure nothing is changed.
+   */
+  attach(domain: Domain): void {
+    const current = this.#domain;
+    if (current !== this.#defaultDomain && current?.kind !== 'blocked' && current !== domain) {
+      throw new Errno('EBUSY', `another domain is attached to group ${this.id}`);
+    }
+    this.#move(domain);
   }
 
   /** Back to the blocking domain when a user holds the group, else to the default domain. */
-  detach(): void {}
+  detach(): void {
+    this.#moveBack(this.#owner === undefined ? this.defaultDomain : blockedDomain(this.#hardware(this.unit)));
+  }
 
-  /** Changes the attached domain for another one in one step. */
-  replace(_domain: Domain): void {
-    throw new Errno('EOPNOTSUPP', 'not built yet');
+  /** Changes the attached domain for another one in one step: no access is refused that both allow. Errors as of `attach`. */
+  replace(domain: Domain): void {
+    this.#move(domain);
   }
 
   /** Sorted by start and type, merged. */
   reservedRegions(): ReservedRegion[] {
-    return [];
+    return mergeReserved([...this.#members.values()].flatMap((member) => member.reserved));
+  }
+
+  // ---- for IommuCore ----
+
+  /** A function joins, and its DMA goes where the group's goes. Errors as of `attach`. */
+  addMember(fn: PciFunction, reason: string, reserved: readonly ReservedRegion[]): void {
+    const rids = new Set<number>();
+    forEachDmaAlias(fn, (_f, rid) => {
+      rids.add(rid);
+      return 0;
+    });
+    const member = { fn, rids: [...rids], reason, reserved };
+    if (this.unit !== undefined) {
+      this.#mapDirect(this.defaultDomain, reserved);
+      this.#enter(member, this.domain);
+    }
+    this.#members.set(fn, member);
+    traceAdd.fire(() => ({ gid: this.id, device: fn.name, why: reason }));
+  }
+
+  /** A function is gone: its requester IDs are blocked, except those that another member uses too. */
+  removeMember(fn: PciFunction): void {
+    const member = this.#members.get(fn);
+    if (member === undefined) return;
+    this.#members.delete(fn);
+    if (this.unit !== undefined) {
+      const unit = this.unit;
+      const others = new Set([...this.#members.values()].flatMap(({ rids }) => rids));
+      blockedDomain(unit).program(
+        unit,
+        member.rids.filter((rid) => !others.has(rid)),
+      );
+      this.domain.detachDevice(unit);
+    }
+    traceRemove.fire(() => ({ gid: this.id, device: fn.name }));
+  }
+
+  /** Another default domain, chosen while nobody uses the group. The old one is freed. EBUSY: somebody does. */
+  changeDefaultDomain(domain: Domain): void {
+    const old = this.defaultDomain;
+    if (this.#ownerCount > 0 || this.#domain !== old) throw new Errno('EBUSY', `group ${this.id} is in use`);
+    for (const { reserved } of this.#members.values()) this.#mapDirect(domain, reserved);
+    this.#move(domain);
+    this.#defaultDomain = domain;
+    if (old.attachments === 0 && old.table !== undefined) old.free();
+  }
+
+  /** The last member is gone; the domains go with the group. */
+  destroy(): void {
+    if (this.#domain !== undefined) this.#domain.attachments--;
+    const old = this.#defaultDomain;
+    this.#domain = undefined;
+    this.#defaultDomain = undefined;
+    if (old?.attachments === 0 && old.table !== undefined) old.free();
+  }
+
+  #take(owner: object): void {
+    if (this.#domain !== this.#defaultDomain) throw new Errno('EBUSY', `a domain is attached to group ${this.id}`);
+    this.#move(blockedDomain(this.#hardware(this.unit)));
+    this.#owner = owner;
+    this.#ownerCount = 1;
+  }
+
+  #move(next: Domain): void {
+    const unit = this.unit;
+    const old = this.#domain;
+    if (unit === undefined || old === undefined) throw new Errno('EINVAL', `group ${this.id} has no IOMMU`);
+    if (old === next) return;
+    const moved: Member[] = [];
+    try {
+      for (const member of this.#members.values()) {
+        this.#enter(member, next);
+        moved.push(member);
+      }
+    } catch (error) {
+      for (const { rids } of moved) {
+        old.program(unit, rids);
+        next.detachDevice(unit);
+      }
+      throw error;
+    }
+    for (let i = 0; i < moved.length; i++) old.detachDevice(unit);
+    next.attachments++;
+    old.attachments--;
+    this.#domain = next;
+  }
+
+  /** As `#move`, to a domain that took the members before: cannot fail. */
+  #moveBack(domain: Domain): void {
+    try {
+      this.#move(domain);
+    } catch (error) {
+      // Nothing else is as safe: the members are blocked, as the kernel does when a move must succeed and does not.
+      this.#move(blockedDomain(this.#hardware(this.unit)));
+      if (!(error instanceof Errno)) throw error;
+    }
+  }
+
+  #enter({ fn, rids, reserved }: Member, domain: Domain): void {
+    const unit = this.#hardware(this.unit);
+    if (domain.kind === 'blocked' && reserved.some(({ type }) => type === 'direct')) {
+      throw new Errno(
+        'EINVAL',
+        `firmware needs a one to one mapping for ${fn.name} at all times, so it cannot be handed out`,
+      );
+    }
+    domain.attachDevice(unit);
+    domain.program(unit, rids);
+    traceAttach.fire(() => ({ device: fn.name, group: this.id, kind: domain.kind }));
+  }
+
+  /** What firmware wants one to one is mapped before the device is attached, so that its DMA never stops. */
+  #mapDirect(domain: Domain, reserved: readonly ReservedRegion[]): void {
+    if (domain.kind !== 'dma') return;
+    for (const { firstPage, lastPage, type } of reserved) {
+      if (type !== 'direct' && type !== 'direct-relaxable') continue;
+      for (let page = firstPage; page <= lastPage; page++) {
+        if (domain.physicalOf(page) < 0) domain.map(page, page, 1, 3);
+      }
+    }
+  }
+
+  #heldText(): string {
+    return this.#owner === undefined
+      ? `a host driver holds a device of group ${this.id}`
+      : `somebody else holds group ${this.id}`;
+  }
+
+  #hardware<T>(value: T | undefined): T {
+    if (value === undefined) throw new Errno('EINVAL', `group ${this.id} has no IOMMU`);
+    return value;
   }
 }

@@ -1,30 +1,101 @@
 /**
- * The IOMMU core: which functions form a group, by which unit they are translated. First version of the surface.
+ * The IOMMU core: which functions form a group, which unit translates them, and which default domain they get.
  */
+import type { Fault } from '../../hw/iommu/faults.ts';
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
-import { Domain, type DomainKind } from './domain.ts';
-import type { IommuGroup } from './group.ts';
+import { Domain, type DomainKind, identityDomain } from './domain.ts';
+import { IommuGroup } from './group.ts';
+import { groupOf } from './group-of.ts';
+import { type ReservedRegion, reservedOf } from './reserved-regions.ts';
+
+export interface IommuOptions {
+  /** All functions of a slot in one group, whatever ACS says (2011: `iommu=group_mf`). */
+  readonly groupMultifunction?: boolean;
+  /** Kind of the default domains (`iommu.passthrough`). */
+  readonly defaultKind?: 'dma' | 'identity';
+  /** IOTLB invalidation of the host's DMA is collected (`iommu.strict=0`); what `type` in sysfs says. */
+  readonly isLazy?: boolean;
+  /** The unit in whose scope a function is; undefined: none translates it. Without it the first of `units` serves all. */
+  readonly unitOf?: (f: PciFunction) => IommuUnit | undefined;
+  /** Ranges that firmware wants mapped for a function (RMRR). */
+  readonly firmwareRegionsOf?: (f: PciFunction) => readonly ReservedRegion[];
+}
+
+/** Faults that `faults` keeps. */
+const KEPT_FAULTS = 64;
 
 export class IommuCore {
   readonly units: IommuUnit[] = [];
+  /** The last faults of all units, oldest first. */
+  readonly faults: Fault[] = [];
+  readonly #options: IommuOptions;
+  readonly #groups = new Map<number, IommuGroup>();
+  readonly #groupOf = new Map<PciFunction, IommuGroup>();
+  readonly #pinned = new Set<number>();
 
-  /** Finds or makes the group of a function that was just added; bridges come before what is behind them. Undefined: no unit translates it. */
-  probe(_f: PciFunction): IommuGroup | undefined {
-    throw new Errno('EOPNOTSUPP', 'not built yet');
+  constructor(options: IommuOptions = {}) {
+    this.#options = options;
   }
 
-  /** The function goes away; the last member's group goes with it. */
-  remove(_f: PciFunction): void {}
+  /** Keeps these ids for groups that are founded with them: other groups get the lowest id that is free and not among them. */
+  reserveIds(ids: Iterable<number>): void {
+    for (const id of ids) this.#pinned.add(id);
+  }
 
-  groupOf(_f: PciFunction): IommuGroup | undefined {
-    return undefined;
+  /**
+   * Finds or makes the group of a function that was just added; bridges come before what is behind them. `id` is the id of the group
+   * if `f` founds one. Undefined: no unit translates it. EEXIST: the id is taken.
+   */
+  probe(f: PciFunction, id?: number): IommuGroup | undefined {
+    const known = this.#groupOf.get(f);
+    if (known !== undefined) return known;
+    const unit = this.#unitOf(f);
+    if (unit === undefined) return undefined;
+    this.#serve(unit);
+    const found = groupOf(f, (other) => this.#sameUnit(other, unit), this.#options.groupMultifunction ?? false);
+    const group = found?.group ?? this.#found(unit, this.#kindFor([f], unit), id);
+    const reserved = reservedOf(f, this.#options.firmwareRegionsOf?.(f) ?? []);
+    try {
+      if (found !== undefined) this.#reconsider(group, f, unit);
+      group.addMember(f, found?.reason ?? 'own', reserved);
+    } catch (error) {
+      if (group.members.size === 0) this.#drop(group);
+      throw error;
+    }
+    this.#groupOf.set(f, group);
+    return group;
+  }
+
+  /** The function goes away: nothing of it is translated any more. The last member's group goes with it. */
+  remove(f: PciFunction): void {
+    const group = this.#groupOf.get(f);
+    if (group === undefined) return;
+    this.#groupOf.delete(f);
+    group.removeMember(f);
+    if (group.members.size === 0) this.#drop(group);
+  }
+
+  /** A group of devices that do no DMA of their own, or that nothing translates (mediated devices, noiommu). */
+  addSoftwareGroup(name: string, id?: number): IommuGroup {
+    const group = new IommuGroup(this.#takeId(id), undefined, undefined);
+    group.name = name;
+    this.#groups.set(group.id, group);
+    return group;
+  }
+
+  removeSoftwareGroup(group: IommuGroup): void {
+    this.#drop(group);
+  }
+
+  groupOf(f: PciFunction): IommuGroup | undefined {
+    return this.#groupOf.get(f);
   }
 
   /** In the order of their ids. */
   groups(): IommuGroup[] {
-    return [];
+    return [...this.#groups.values()].sort((a, b) => a.id - b.id);
   }
 
   allocateDomain(unit: IommuUnit, kind: DomainKind): Domain {
@@ -32,7 +103,71 @@ export class IommuCore {
   }
 
   /** Why `f` is in its group: `own`, `alias 00:1e.0`, `no ACS on 00:01.0`, `multifunction without ACS`, `quirk`. */
-  reason(_f: PciFunction): string {
-    return '';
+  reason(f: PciFunction): string {
+    return this.#groupOf.get(f)?.reasonOf(f) ?? 'no IOMMU';
+  }
+
+  /** The text of `type` in the group's sysfs folder: the kind of its default domain. */
+  typeText(group: IommuGroup): string {
+    if (group.unit === undefined) return 'unknown\n';
+    const { kind } = group.defaultDomain;
+    if (kind !== 'dma') return `${kind}\n`;
+    return (this.#options.isLazy ?? true) ? 'DMA-FQ\n' : 'DMA\n';
+  }
+
+  #unitOf(f: PciFunction): IommuUnit | undefined {
+    return this.#options.unitOf === undefined ? this.units[0] : this.#options.unitOf(f);
+  }
+
+  #sameUnit(f: PciFunction, unit: IommuUnit): IommuGroup | undefined {
+    const group = this.#groupOf.get(f);
+    return group?.unit === unit ? group : undefined;
+  }
+
+  #found(unit: IommuUnit, kind: 'dma' | 'identity', id: number | undefined): IommuGroup {
+    const group = new IommuGroup(this.#takeId(id), unit, this.#defaultDomain(unit, kind));
+    this.#groups.set(group.id, group);
+    return group;
+  }
+
+  #drop(group: IommuGroup): void {
+    this.#groups.delete(group.id);
+    group.destroy();
+  }
+
+  #takeId(wanted: number | undefined): number {
+    if (wanted !== undefined) {
+      if (this.#groups.has(wanted)) throw new Errno('EEXIST', `there is a group ${wanted} already`);
+      return wanted;
+    }
+    let id = 0;
+    while (this.#groups.has(id) || this.#pinned.has(id)) id++;
+    return id;
+  }
+
+  /** Devices that are not trusted get a domain of their own; so do all when the unit cannot pass requests through. */
+  #kindFor(functions: readonly PciFunction[], unit: IommuUnit): 'dma' | 'identity' {
+    if (functions.some((f) => f.untrusted) || !unit.capabilities.hasPassThrough) return 'dma';
+    return this.#options.defaultKind ?? 'dma';
+  }
+
+  #defaultDomain(unit: IommuUnit, kind: 'dma' | 'identity'): Domain {
+    return kind === 'identity' ? identityDomain(unit) : new Domain(unit, 'dma');
+  }
+
+  /** A member that joins may need another default domain than the group has. */
+  #reconsider(group: IommuGroup, f: PciFunction, unit: IommuUnit): void {
+    const kind = this.#kindFor([...group.members, f], unit);
+    if (group.defaultDomain.kind === kind || group.ownerCount > 0) return;
+    group.changeDefaultDomain(this.#defaultDomain(unit, kind));
+  }
+
+  /** Answers the unit's fault event: reads what it recorded and frees the records. */
+  #serve(unit: IommuUnit): void {
+    unit.faultEvent ??= () => {
+      if (unit.lastFault !== undefined) this.faults.push(unit.lastFault);
+      if (this.faults.length > KEPT_FAULTS) this.faults.shift();
+      unit.faults.clear();
+    };
   }
 }
