@@ -21,11 +21,21 @@ const BDF = '0000:00:04.0';
 const median = (values) => values.slice().sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
 function figures(command, args, options = {}) {
-  const text = execFileSync('taskset', ['-c', cpu, command, ...args], { encoding: 'utf8', timeout: 300_000, ...options });
-  return Object.fromEntries(text.trim().split('\n').filter(Boolean).map((line) => {
-    const at = line.lastIndexOf(' ');
-    return [line.slice(0, at), Number(line.slice(at + 1))];
-  }));
+  const text = execFileSync('taskset', ['-c', cpu, command, ...args], {
+    encoding: 'utf8',
+    timeout: 300_000,
+    ...options,
+  });
+  return Object.fromEntries(
+    text
+      .trim()
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => {
+        const at = line.lastIndexOf(' ');
+        return [line.slice(0, at), Number(line.slice(at + 1))];
+      }),
+  );
 }
 const inBox = (args) => figures(process.execPath, [box, 'run', '--host', hostFile, '--', program, ...args]);
 
@@ -34,7 +44,11 @@ function interleave(measures) {
   const all = {};
   for (let round = 0; round < rounds; round++) {
     for (const [prefix, measure] of Object.entries(measures)) {
-      for (const [name, value] of Object.entries(measure())) (all[`${prefix}/${name}`] ??= []).push(value);
+      for (const [name, value] of Object.entries(measure())) {
+        const key = `${prefix}/${name}`;
+        all[key] ??= [];
+        all[key].push(value);
+      }
     }
   }
   return Object.fromEntries(Object.entries(all).map(([name, values]) => [name, median(values)]));
@@ -52,7 +66,9 @@ function row(what, value, unit, ratio, limit, isWorse = (r, l) => r > l) {
 
 try {
   execFileSync(process.env.CC ?? 'cc', ['-O2', '-o', program, join(root, 'bench/program.c')]);
-  console.log(`node ${process.version}, ${cpus()[0].model}, CPU ${cpu}, ${rounds} rounds, medians; ratios to C twins of this run\n`);
+  console.log(
+    `node ${process.version}, ${cpus()[0].model}, CPU ${cpu}, ${rounds} rounds, medians; ratios to C twins of this run\n`,
+  );
 
   const N = '40000';
   const r = interleave({
@@ -68,13 +84,21 @@ try {
   row('DEVICE_GET_INFO', us('box/ioctl'), 'µs', r['box/ioctl'] / r['small/exchange'], 2);
   row('4-byte register read', us('box/read4'), 'µs', r['box/read4'] / r['read/exchange'], 2);
   row('4-byte register write', us('box/write4'), 'µs', r['box/write4'] / r['read/exchange'], 2);
-  row('MAP+UNMAP of 4 KiB (to two exchanges)', us('box/map+unmap'), 'µs', r['box/map+unmap'] / (2 * r['small/exchange']), 3);
+  row(
+    'MAP+UNMAP of 4 KiB (to two exchanges)',
+    us('box/map+unmap'),
+    'µs',
+    r['box/map+unmap'] / (2 * r['small/exchange']),
+    3,
+  );
   row('trapped read (to the ioctl)', us('box/trap read4'), 'µs', r['box/trap read4'] / r['box/ioctl'], 1.3);
   row('trapped write (to the ioctl)', us('box/trap write4'), 'µs', r['box/trap write4'] / r['box/ioctl'], 1.3);
   row('open+close of /dev/vfio/vfio', us('box/open+close'), 'µs');
 
   console.log('\nsystem calls that have nothing to do with VFIO, with the library against without');
-  for (const name of Object.keys(r).filter((key) => key.startsWith('bare/')).map((key) => key.slice(5))) {
+  for (const name of Object.keys(r)
+    .filter((key) => key.startsWith('bare/'))
+    .map((key) => key.slice(5))) {
     row(`  ${name}`, us(`loaded/${name}`), 'µs', r[`loaded/${name}`] / r[`bare/${name}`]);
   }
 
@@ -86,7 +110,9 @@ try {
   row('map 1 GiB, misaligned (4 KiB pages)', small, 'M pages/s', small / 5, 1, (a, b) => a < b);
 
   const held = await holdMaps();
-  console.log(`65,535 maps held: ${held.each.toFixed(2)} µs each, ${held.bytes.toFixed(0)} bytes of box memory each (page tables included), the next one: errno ${held.beyond}`);
+  console.log(
+    `65,535 maps held: ${held.each.toFixed(2)} µs each, ${held.bytes.toFixed(0)} bytes of box memory each (page tables included), the next one: errno ${held.beyond}`,
+  );
 
   const starts = [];
   for (let i = 0; i < Math.max(rounds, 5); i++) {
@@ -98,9 +124,13 @@ try {
   if (median(starts) > 300) failures.push('start');
 
   const folder = join(root, 'dist/bench');
-  for (const name of readdirSync(folder).filter((file) => file.endsWith('.bench.js')).sort()) {
+  for (const name of readdirSync(folder)
+    .filter((file) => file.endsWith('.bench.js'))
+    .sort()) {
     console.log(`\n-- ${name.replace('.bench.js', '')}`);
-    const { status } = spawnSync('taskset', ['-c', cpu, process.execPath, '--expose-gc', join(folder, name)], { stdio: 'inherit' });
+    const { status } = spawnSync('taskset', ['-c', cpu, process.execPath, '--expose-gc', join(folder, name)], {
+      stdio: 'inherit',
+    });
     if (status !== 0) failures.push(name);
   }
   console.log(failures.length === 0 ? '\nall goals met' : `\nmissed: ${failures.join(', ')}`);
@@ -111,7 +141,9 @@ try {
 /** Lets a program hold 65,535 maps and reads how much the box has grown. */
 function holdMaps() {
   return new Promise((done, fail) => {
-    const child = spawn(process.execPath, [box, 'run', '--host', hostFile, '--', program, 'maps', BDF, '65535'], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const child = spawn(process.execPath, [box, 'run', '--host', hostFile, '--', program, 'maps', BDF, '65535'], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
     const resident = () => Number(readFileSync(`/proc/${child.pid}/statm`, 'utf8').split(' ')[1]) * 4096;
     let before = 0;
     const timer = setTimeout(() => {

@@ -18,7 +18,18 @@ if (process.arch === 'x64') flags.push('-mno-red-zone');
 const targets = [
   {
     output: 'libvfiobox.so',
-    sources: ['call.c', 'paths.c', 'preload.c', 'files.c', 'streams.c', 'children.c', 'syscalls.c', 'memory.c', 'trap.c', 'decode.c'],
+    sources: [
+      'call.c',
+      'paths.c',
+      'preload.c',
+      'files.c',
+      'streams.c',
+      'children.c',
+      'syscalls.c',
+      'memory.c',
+      'trap.c',
+      'decode.c',
+    ],
     flags: ['-fPIC', '-shared', '-fvisibility=hidden', '-pthread', '-Wl,-z,defs', '-Wl,-z,now'],
     libraries: ['-ldl'],
   },
@@ -41,12 +52,27 @@ function findCompiler() {
   return undefined;
 }
 
-if (process.platform !== 'linux') finish('vfiobox: `vfiobox run` needs Linux; on this system everything else works. Nothing was compiled.', test ? 1 : 0);
+if (process.platform !== 'linux')
+  finish(
+    'vfiobox: `vfiobox run` needs Linux; on this system everything else works. Nothing was compiled.',
+    test ? 1 : 0,
+  );
 if (process.arch !== 'x64' && process.arch !== 'arm64')
-  finish(`vfiobox: \`vfiobox run\` has no support for ${process.arch} processors; everything else works. Nothing was compiled.`, test ? 1 : 0);
-if (!existsSync(source)) finish(`vfiobox: the folder native/ is missing, so \`vfiobox run\` cannot be built. Reinstall the package.`, test ? 1 : 0);
+  finish(
+    `vfiobox: \`vfiobox run\` has no support for ${process.arch} processors; everything else works. Nothing was compiled.`,
+    test ? 1 : 0,
+  );
+if (!existsSync(source))
+  finish(
+    `vfiobox: the folder native/ is missing, so \`vfiobox run\` cannot be built. Reinstall the package.`,
+    test ? 1 : 0,
+  );
 
-const newestHeader = Math.max(...readdirSync(source).filter((f) => f.endsWith('.h')).map((f) => statSync(join(source, f)).mtimeMs));
+const newestHeader = Math.max(
+  ...readdirSync(source)
+    .filter((f) => f.endsWith('.h'))
+    .map((f) => statSync(join(source, f)).mtimeMs),
+);
 const script = statSync(fileURLToPath(import.meta.url)).mtimeMs;
 function stale(target) {
   const output = join(build, target.output);
@@ -68,7 +94,15 @@ if (wanted.length > 0) {
   for (const target of wanted) {
     const output = join(build, target.output);
     const temporary = `${output}.${process.pid}.tmp`; // renamed when whole: another build or a running program never sees a half
-    const command = [...cc.slice(1), ...flags, ...target.flags, '-o', temporary, ...target.sources.map((s) => join(source, s)), ...target.libraries];
+    const command = [
+      ...cc.slice(1),
+      ...flags,
+      ...target.flags,
+      '-o',
+      temporary,
+      ...target.sources.map((s) => join(source, s)),
+      ...target.libraries,
+    ];
     const made = spawnSync(cc[0], command, { encoding: 'utf8' });
     if (made.stderr) process.stderr.write(made.stderr);
     if (made.error || made.status !== 0) {
@@ -81,7 +115,8 @@ if (wanted.length > 0) {
     }
     renameSync(temporary, output);
   }
-  if (process.arch !== 'x64') console.error('vfiobox: register traps need an x86-64 processor; mappings that would be trapped are refused here.');
+  if (process.arch !== 'x64')
+    console.error('vfiobox: register traps need an x86-64 processor; mappings that would be trapped are refused here.');
 }
 
 if (test) {

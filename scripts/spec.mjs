@@ -41,7 +41,9 @@ const proofs = new Map();
 const unknown = [];
 for (const file of [...filesBelow(join(root, 'src')), ...filesBelow(join(root, 'tests'))]) {
   const text = readFileSync(file, 'utf8');
-  for (const match of text.matchAll(/\b(?:test|it|describe)(?:\.\w+)?\(\s*(['"`])((?:[A-Z]-\d+[ ,]*(?:and )?)+):\s*((?:\\.|(?!\1)[\s\S])*)\1/g)) {
+  for (const match of text.matchAll(
+    /\b(?:test|it|describe)(?:\.\w+)?\(\s*(['"`])((?:[A-Z]-\d+[ ,]*(?:and )?)+):\s*((?:\\.|(?!\1)[\s\S])*)\1/g,
+  )) {
     for (const id of match[2].match(/[A-Z]-\d+/g)) {
       if (!(id in statements)) unknown.push(`${relative(root, file)}: ${id}`);
       const list = proofs.get(id) ?? [];

@@ -80,7 +80,8 @@ async function nodeTests(name, files, concurrency) {
 const bin = (name) => join(root, 'node_modules/.bin', name);
 const dist = join(root, 'dist');
 const began = Date.now();
-if (!(await step('native build', process.execPath, ['scripts/build-native.mjs']))) console.log('(going on without the native parts)');
+if (!(await step('native build', process.execPath, ['scripts/build-native.mjs'])))
+  console.log('(going on without the native parts)');
 if (!(await step('build', bin('tsc'), ['-p', 'tsconfig.json']))) phases.length = 0;
 
 for (const phase of phases) {

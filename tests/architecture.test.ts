@@ -94,7 +94,10 @@ test('every import follows the table of the house', () => {
 test('the check sees a planted violation', () => {
   const planted = { file: join(source, 'hw/pci/planted.ts'), target: '../../host/machine.ts' };
   assert.match(complaint(planted) ?? '', /hw\/pci may not import host/);
-  assert.match(complaint({ file: join(source, 'host/planted.ts'), target: 'koffi' }) ?? '', /only sys may import koffi/);
+  assert.match(
+    complaint({ file: join(source, 'host/planted.ts'), target: 'koffi' }) ?? '',
+    /only sys may import koffi/,
+  );
   assert.match(
     complaint({ file: join(source, 'doors/run/planted.ts'), target: '../../kernel/core/file.ts' }) ?? '',
     /doors may not import kernel\/core/,
@@ -104,7 +107,9 @@ test('the check sees a planted violation', () => {
 test('nothing in hw or kernel is asynchronous', () => {
   const found = filesBelow(source)
     .filter((file) => /^(hw|kernel)\//.test(relative(source, file)) && !file.endsWith('.test.ts'))
-    .filter((file) => /\basync\b|\bawait\b|\bPromise\b/.test(readFileSync(file, 'utf8').replace(/\/\*[\s\S]*?\*\/|\/\/.*/g, '')))
+    .filter((file) =>
+      /\basync\b|\bawait\b|\bPromise\b/.test(readFileSync(file, 'utf8').replace(/\/\*[\s\S]*?\*\/|\/\/.*/g, '')),
+    )
     .map((file) => relative(source, file));
   assert.deepEqual(found, []);
 });

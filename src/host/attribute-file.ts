@@ -1,7 +1,8 @@
 /** A live file of the sysfs tree, opened: reads what it says now, writes act at once. */
-import { Errno } from '../lib/errno.ts';
+
 import { File } from '../kernel/core/file.ts';
 import type { Task } from '../kernel/core/task.ts';
+import { Errno } from '../lib/errno.ts';
 import type { Attribute } from './sysfs/tree.ts';
 
 export class AttributeFile extends File {

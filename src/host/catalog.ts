@@ -1,9 +1,10 @@
 /** All device models, by the name that a host file uses. A new model adds one line. */
-import type { DeviceModel } from '../hw/pci/device-model.ts';
+
+import { bridges } from '../hw/devices/bridge/model.ts';
 import { edu } from '../hw/devices/edu/model.ts';
 import { stub } from '../hw/devices/stub/model.ts';
 import { testdev } from '../hw/devices/testdev/model.ts';
-import { bridges } from '../hw/devices/bridge/model.ts';
+import type { DeviceModel } from '../hw/pci/device-model.ts';
 
 const all: DeviceModel[] = [edu, testdev, stub, ...bridges];
 

@@ -82,7 +82,10 @@ export class Counters {
   publish(tree: SysfsTree): void {
     tree.file('/sys/module/vfiobox/version', '1\n');
     for (const name of Object.keys(this.now()) as (keyof Invariants)[]) {
-      tree.attribute(`/sys/module/vfiobox/counters/${name}`, { mode: 0o444, show: () => text(`${this.now()[name]}\n`) });
+      tree.attribute(`/sys/module/vfiobox/counters/${name}`, {
+        mode: 0o444,
+        show: () => text(`${this.now()[name]}\n`),
+      });
     }
   }
 }

@@ -1,7 +1,7 @@
 /**
  * The machine's PCI drivers: who holds which function at the start, and the files below /sys/bus/pci by which that changes.
  */
-import { Errno } from '../lib/errno.ts';
+
 import type { SharedMemory } from '../hw/memory/backing.ts';
 import type { PciFunction } from '../hw/pci/function.ts';
 import { allHostDrivers } from '../kernel/drivers/host-drivers.ts';
@@ -10,6 +10,7 @@ import { VfioPciDriver } from '../kernel/drivers/vfio-pci/vfio-pci.ts';
 import type { IommuCore } from '../kernel/iommu/iommu.ts';
 import { DeviceSets } from '../kernel/vfio/pci/device-set.ts';
 import type { VfioCore } from '../kernel/vfio/vfio.ts';
+import { Errno } from '../lib/errno.ts';
 import { type FunctionConfig, fullAddress, HostFileError } from './host-file.ts';
 import type { Platform } from './platform.ts';
 import type { DriverControl } from './sysfs/pci.ts';
@@ -74,7 +75,9 @@ export class Drivers implements DriverControl {
     for (const [fn, { driver }] of functions) {
       if (driver === undefined || driver === null) continue;
       if (!this.bus.drivers().includes(driver)) {
-        throw new HostFileError(`at ${fn.name}: there is no driver '${driver}'; there are ${this.bus.drivers().join(', ')}`);
+        throw new HostFileError(
+          `at ${fn.name}: there is no driver '${driver}'; there are ${this.bus.drivers().join(', ')}`,
+        );
       }
       try {
         if (driver === 'vfio-pci' || driver === 'pci-stub') this.bus.setOverride(fn, driver);

@@ -16,19 +16,25 @@ test('every preset satisfies the schema', () => {
 
 test('the published schema is the one that is checked', () => {
   const published = JSON.parse(readFileSync(new URL('../../../schema/host.json', import.meta.url), 'utf8'));
-  assert.deepEqual(published, { title: 'vfiobox host file', ...JSON.parse(JSON.stringify(z.toJSONSchema(hostSchema(z)))) });
+  assert.deepEqual(published, {
+    title: 'vfiobox host file',
+    ...JSON.parse(JSON.stringify(z.toJSONSchema(hostSchema(z)))),
+  });
 });
 
 test('a wrong file is told where it is wrong and what was expected', () => {
   const wrong = (change: (file: Record<string, unknown>) => void, expected: RegExp): void => {
     const file = structuredClone(good) as Record<string, unknown>;
     change(file);
-    assert.throws(() => parseHost(JSON.stringify(file), 'lab.json'), (error: Error) => {
-      assert.ok(error instanceof HostFileError);
-      assert.match(error.message, expected);
-      assert.ok(!error.message.includes('\n'));
-      return true;
-    });
+    assert.throws(
+      () => parseHost(JSON.stringify(file), 'lab.json'),
+      (error: Error) => {
+        assert.ok(error instanceof HostFileError);
+        assert.match(error.message, expected);
+        assert.ok(!error.message.includes('\n'));
+        return true;
+      },
+    );
   };
   const first = (file: Record<string, unknown>): Record<string, unknown> =>
     (file['functions'] as Record<string, unknown>[])[0]!;
@@ -46,6 +52,7 @@ test('text that is no JSON or YAML, files and presets that do not exist', () => 
 });
 
 test('YAML is read as JSON is', () => {
-  const yaml = 'name: x\niommu: { units: [{ name: dmar0, preset: vtd-legacy-sc }] }\nfunctions:\n  - at: "00:04.0"\n    model: edu\n';
+  const yaml =
+    'name: x\niommu: { units: [{ name: dmar0, preset: vtd-legacy-sc }] }\nfunctions:\n  - at: "00:04.0"\n    model: edu\n';
   assert.deepEqual(parseHost(yaml, 'lab.yaml'), good);
 });

@@ -86,7 +86,11 @@ export function hostSchema(z: typeof zod) {
       at: address.describe('Address of the function: [segment:]bus:slot.function'),
       model: z.string().min(1).describe('Device model, e.g. edu, testdev, root-port'),
       options: z.record(z.string(), z.unknown()).optional().describe('Options of the model'),
-      driver: z.string().nullable().optional().describe('Driver bound at start; vfio-pci gives the function to programs'),
+      driver: z
+        .string()
+        .nullable()
+        .optional()
+        .describe('Driver bound at start; vfio-pci gives the function to programs'),
       secondary: z.int().min(1).max(255).optional().describe('Bus number behind this bridge'),
       group: z.int().min(0).optional().describe('Pins the id of the IOMMU group that this function founds'),
       bars: z
@@ -95,7 +99,9 @@ export function hostSchema(z: typeof zod) {
         .describe('Bus addresses of BARs by index'),
       interruptLine: z.int().min(0).max(255).optional(),
       untrusted: z.boolean().optional(),
-      dmaAliases: z.array(z.string().regex(/^[01][0-9a-f]\.[0-7]$/, 'expected slot.function such as "00.1"')).optional(),
+      dmaAliases: z
+        .array(z.string().regex(/^[01][0-9a-f]\.[0-7]$/, 'expected slot.function such as "00.1"'))
+        .optional(),
     })
     .describe('One PCI function');
   return z.strictObject({

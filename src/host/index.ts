@@ -10,5 +10,11 @@ export { type HostConfig, HostFileError, loadHost, parseHost, presetNames } from
 export { Machine } from './machine.ts';
 export type { NodeStat } from './nodes.ts';
 export type { Platform } from './platform.ts';
-export { type DescriptorSource, DescriptorTable, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
+export {
+  type DescriptorSource,
+  DescriptorTable,
+  Process,
+  type ProcessIdentity,
+  type ProcessRights,
+} from './process.ts';
 export type { SysfsTree, TreeWriter } from './sysfs/tree.ts';

@@ -2,23 +2,24 @@
  * One machine, composed: its functions and memory, its IOMMU, its kernel, its drivers, and the names under which programs find
  * them. Everything here is wiring; what the parts do is theirs.
  */
-import { Errno } from '../lib/errno.ts';
-import { PhysicalMemory } from '../hw/memory/physical-memory.ts';
-import { IommuUnit } from '../hw/iommu/unit.ts';
-import { TablePool } from '../hw/iommu/table-pool.ts';
+
 import { type UnitPresetName, unitPresets } from '../hw/iommu/registers.ts';
+import { TablePool } from '../hw/iommu/table-pool.ts';
+import { IommuUnit } from '../hw/iommu/unit.ts';
+import { PhysicalMemory } from '../hw/memory/physical-memory.ts';
 import type { PciFunction } from '../hw/pci/function.ts';
 import { PciTree } from '../hw/pci/tree.ts';
 import type { File } from '../kernel/core/file.ts';
 import { Mm } from '../kernel/core/mm.ts';
 import type { UserMemory } from '../kernel/core/user-memory.ts';
 import { IommuCore } from '../kernel/iommu/iommu.ts';
-import { VfioCore } from '../kernel/vfio/vfio.ts';
-import { type HostConfig, HostFileError } from './host-file.ts';
 import { IommufdCore } from '../kernel/iommufd/core.ts';
+import { VfioCore } from '../kernel/vfio/vfio.ts';
+import { Errno } from '../lib/errno.ts';
 import { AttributeFile } from './attribute-file.ts';
 import { Counters, type Invariants } from './counters.ts';
 import { Drivers } from './drivers.ts';
+import { type HostConfig, HostFileError } from './host-file.ts';
 import { DeviceNodes, type NodeStat } from './nodes.ts';
 import { placeFunctions } from './place-functions.ts';
 import type { Platform } from './platform.ts';
@@ -159,7 +160,8 @@ export class Machine {
       if (access === O_RDONLY) return undefined;
       throw new Errno('EACCES', `${found.path} cannot be written`);
     }
-    if (access !== O_RDONLY && attribute.store === undefined) throw new Errno('EACCES', `${found.path} cannot be written`);
+    if (access !== O_RDONLY && attribute.store === undefined)
+      throw new Errno('EACCES', `${found.path} cannot be written`);
     if (access === O_RDONLY && attribute.show === undefined) throw new Errno('EACCES', `${found.path} cannot be read`);
     return new AttributeFile(found.path, attribute, () => this.tree.refresh(found.path));
   }

@@ -26,7 +26,9 @@ export function parseAddress(at: string): Address {
 function modelOf(config: FunctionConfig, where: string): DeviceModel {
   const model = models.get(config.model);
   if (model !== undefined) return model;
-  throw new HostFileError(`at ${where}.model: there is no device model '${config.model}'; there are ${[...models.keys()].join(', ')}`);
+  throw new HostFileError(
+    `at ${where}.model: there is no device model '${config.model}'; there are ${[...models.keys()].join(', ')}`,
+  );
 }
 
 function findBus(tree: PciTree, address: Address, config: FunctionConfig, where: string): Bus {
@@ -43,7 +45,9 @@ function placeOf(config: FunctionConfig, bus: Bus, devfn: number): Place {
     bus,
     devfn,
     ...(config.untrusted !== undefined && { untrusted: config.untrusted }),
-    ...(config.dmaAliases !== undefined && { dmaAliases: config.dmaAliases.map((at) => parseAddress(`00:${at}`).devfn) }),
+    ...(config.dmaAliases !== undefined && {
+      dmaAliases: config.dmaAliases.map((at) => parseAddress(`00:${at}`).devfn),
+    }),
     ...(config.bars !== undefined && {
       barAddresses: Object.fromEntries(Object.entries(config.bars).map(([index, value]) => [index, Number(value)])),
     }),
@@ -53,7 +57,11 @@ function placeOf(config: FunctionConfig, bus: Bus, devfn: number): Place {
 }
 
 /** Places every function of `host`; in the order of the file. HostFileError names the entry that cannot be. */
-export function placeFunctions(host: HostConfig, tree: PciTree, environment: DeviceEnvironment): Map<PciFunction, FunctionConfig> {
+export function placeFunctions(
+  host: HostConfig,
+  tree: PciTree,
+  environment: DeviceEnvironment,
+): Map<PciFunction, FunctionConfig> {
   const placed = new Map<PciFunction, FunctionConfig>();
   host.functions.forEach((config, i) => {
     const where = `functions[${i}]`;
@@ -61,7 +69,10 @@ export function placeFunctions(host: HostConfig, tree: PciTree, environment: Dev
     const address = parseAddress(config.at);
     const bus = findBus(tree, address, config, where);
     try {
-      placed.set(tree.add(model.create(environment, config.options ?? {}), placeOf(config, bus, address.devfn)), config);
+      placed.set(
+        tree.add(model.create(environment, config.options ?? {}), placeOf(config, bus, address.devfn)),
+        config,
+      );
     } catch (error) {
       throw new HostFileError(`at ${where} (${config.at}, ${config.model}): ${reasonOf(error)}`);
     }

@@ -4,10 +4,11 @@
  * Where the descriptors live is the door's affair: an unmodified program has real ones, which the door resolves; a client in this
  * process has a `DescriptorTable`.
  */
-import { Errno } from '../lib/errno.ts';
-import { type File, type NewDescriptor } from '../kernel/core/file.ts';
+
+import type { File, NewDescriptor } from '../kernel/core/file.ts';
 import type { Mm } from '../kernel/core/mm.ts';
 import type { Capability, EventContext, MemoryFile, Task } from '../kernel/core/task.ts';
+import { Errno } from '../lib/errno.ts';
 
 export interface DescriptorSource {
   /** EBADF; a descriptor that is not the machine's gives a `ForeignFile`. */

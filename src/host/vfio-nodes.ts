@@ -1,11 +1,12 @@
 /** Nodes and sysfs entries of VFIO groups and devices, kept in step with what is registered. */
+
+import type { File } from '../kernel/core/file.ts';
 import { openCdev } from '../kernel/vfio/cdev.ts';
 import { VfioPciDevice } from '../kernel/vfio/pci/vfio-pci-core.ts';
 import type { VfioCore } from '../kernel/vfio/vfio.ts';
 import type { VfioDevice } from '../kernel/vfio/vfio-device.ts';
 import type { Counters } from './counters.ts';
 import { CDEV_MAJOR, CONTAINER_MINOR, type DeviceNodes, GROUP_MAJOR, IOMMU_MINOR, MISC_MAJOR } from './nodes.ts';
-import type { File } from '../kernel/core/file.ts';
 import type { Process } from './process.ts';
 import type { VfioSysfs } from './sysfs/vfio.ts';
 

@@ -3,8 +3,9 @@
  *
  * Formats are those of Linux' drivers/pci/pci-sysfs.c; what a live file says is computed when it is opened.
  */
-import { Errno } from '../../lib/errno.ts';
+
 import type { PciFunction } from '../../hw/pci/function.ts';
+import { Errno } from '../../lib/errno.ts';
 import { type SysfsTree, text } from './tree.ts';
 
 const IORESOURCE_IO = 0x100;
@@ -57,7 +58,11 @@ export function resourceText(fn: PciFunction): string {
   for (let i = 0; i < 6; i++) lines += barLine(fn, i);
   const rom = fn.rom;
   lines += rom
-    ? resourceLine(rom.address, rom.size, IORESOURCE_MEM | IORESOURCE_PREFETCH | IORESOURCE_READONLY | IORESOURCE_SIZEALIGN)
+    ? resourceLine(
+        rom.address,
+        rom.size,
+        IORESOURCE_MEM | IORESOURCE_PREFETCH | IORESOURCE_READONLY | IORESOURCE_SIZEALIGN,
+      )
     : resourceLine(0, 0, 0);
   const empty = fn.isBridge ? 10 : 6;
   for (let i = 0; i < empty; i++) lines += resourceLine(0, 0, 0);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { SysfsTree, text, type TreeWriter } from './tree.ts';
+import { SysfsTree, type TreeWriter, text } from './tree.ts';
 
 function recorder(): { writer: TreeWriter; lines: string[] } {
   const lines: string[] = [];

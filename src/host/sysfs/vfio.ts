@@ -1,8 +1,9 @@
 /**
  * /sys/class/vfio, /sys/class/vfio-dev, a device's vfio-dev folder, and the modules that programs look for.
  */
-import { Errno } from '../../lib/errno.ts';
+
 import type { PciFunction } from '../../hw/pci/function.ts';
+import { Errno } from '../../lib/errno.ts';
 import { CDEV_MAJOR, GROUP_MAJOR } from '../nodes.ts';
 import { functionPath } from './pci.ts';
 import { type SysfsTree, text } from './tree.ts';
