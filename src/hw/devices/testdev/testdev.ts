@@ -147,7 +147,8 @@ export class Testdev implements Registers {
     if (operation < r.OPERATION_COPY || operation > r.OPERATION_CHECKSUM) return r.ERROR_COMMAND;
     const length = this.#words[r.LENGTH >> 2]!;
     if (length > r.LARGEST_TRANSFER) return r.ERROR_LENGTH;
-    const chunk = (this.#chunk ??= new Uint8Array(CHUNK));
+    const chunk = this.#chunk ?? new Uint8Array(CHUNK);
+    this.#chunk = chunk;
     if (operation === r.OPERATION_FILL) {
       // The pattern continues over chunks because their length is a multiple of 4.
       for (let at = 0; at < CHUNK; at += 4) put32(chunk, at, this.#words[r.PATTERN >> 2]!);
