@@ -8,6 +8,7 @@ import { TablePool } from '../hw/iommu/table-pool.ts';
 import { IommuUnit } from '../hw/iommu/unit.ts';
 import { PhysicalMemory } from '../hw/memory/physical-memory.ts';
 import type { PciFunction } from '../hw/pci/function.ts';
+import { noUpstream } from '../hw/pci/dma.ts';
 import { PciTree } from '../hw/pci/tree.ts';
 import type { File } from '../kernel/core/file.ts';
 import { Mm } from '../kernel/core/mm.ts';
@@ -51,16 +52,19 @@ export class Machine {
   constructor(config: HostConfig, platform: Platform) {
     this.config = config;
     this.counters = new Counters(this.physical);
-    this.iommu = new IommuCore();
     const units = makeUnits(config);
+    this.iommu = new IommuCore({
+      groupMultifunction: config.options?.groupMultifunction ?? false,
+      unitOf: units.of,
+    });
     for (const unit of units.all) this.iommu.units.push(unit);
     this.pci = new PciTree({
       memory: this.physical,
       log: platform.log,
-      upstreamOf: (fn) => units.of(fn) ?? this.iommu.units[0]!,
+      upstreamOf: (fn) => units.of(fn) ?? noUpstream,
     });
     const placed = placeFunctions(config, this.pci, platform);
-    const pinned = new Map([...placed].map(([fn, { group }]) => [fn, group]));
+    this.iommu.reserveIds([...placed.values()].flatMap(({ group }) => (group === undefined ? [] : [group])));
 
     this.vfio = new VfioCore({
       dmaEntryLimit: config.options?.dmaEntryLimit ?? 65535,
@@ -78,7 +82,7 @@ export class Machine {
     this.counters.watchVfio(this.vfio);
     this.#nodes = new DeviceNodes(this.tree);
     const pciSysfs = new PciSysfs(this.tree, this.drivers);
-    const iommuSysfs = new IommuSysfs(this.tree);
+    const iommuSysfs = new IommuSysfs(this.tree, (group) => this.iommu.typeText(group));
     const vfioSysfs = new VfioSysfs(
       this.tree,
       {
@@ -99,8 +103,8 @@ export class Machine {
     units.all.forEach((unit, i) => {
       iommuSysfs.addUnit(unit, i);
     });
-    for (const fn of placed.keys()) {
-      const group = this.iommu.probe(fn);
+    for (const [fn, { group: id }] of placed) {
+      const group = this.iommu.probe(fn, id);
       this.drivers.bus.add(fn);
       pciSysfs.add(fn);
       if (group !== undefined) iommuSysfs.addMember(group, fn);

@@ -26,9 +26,11 @@ export function groupPath(group: IommuGroup): string {
 
 export class IommuSysfs {
   readonly #tree: SysfsTree;
+  readonly #typeText: (group: IommuGroup) => string;
 
-  constructor(tree: SysfsTree) {
+  constructor(tree: SysfsTree, typeText: (group: IommuGroup) => string) {
     this.#tree = tree;
+    this.#typeText = typeText;
     tree.directory('/sys/kernel/iommu_groups');
     tree.directory('/sys/class/iommu');
   }
@@ -53,7 +55,7 @@ export class IommuSysfs {
       tree.attribute(`${folder}/reserved_regions`, { mode: 0o444, show: () => text(reservedRegionsText(group)) });
       tree.attribute(`${folder}/type`, {
         mode: 0o644,
-        show: () => text(`${group.domain.kind === 'dma' ? 'DMA' : group.domain.kind}\n`),
+        show: () => text(this.#typeText(group)),
       });
     }
     tree.link(`${folder}/devices/${fn.name}`, functionPath(fn));
