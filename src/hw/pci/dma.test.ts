@@ -21,7 +21,7 @@ test('neighbouring pages are one copy, scattered pages are several, the bytes ar
       fc.integer({ min: 1, max: 3 * 4096 }),
       (places, offset, length) => {
         const machine = new TestMachine();
-        places.forEach((place, i) => machine.mapRam(0x100 + i, place, 1));
+        for (const [i, place] of places.entries()) machine.mapRam(0x100 + i, place, 1);
         const dma = port(machine);
         const data = Uint8Array.from({ length }, (_, i) => (i * 7 + 3) & 0xff);
         assert.equal(dma.write(0x100000 + offset, data), undefined);
