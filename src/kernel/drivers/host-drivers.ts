@@ -2,10 +2,10 @@
  * Drivers of the host that only have to be there: they hold a function, and with it (unless they do no DMA) the DMA of its group.
  */
 import type { PciFunction } from '../../hw/pci/function.ts';
-import type { PciDriver } from './pci-bus.ts';
-import { classId, deviceId, type PciDeviceId } from './pci-ids.ts';
 import { Errno } from '../../lib/errno.ts';
 import * as reg from '../../uapi/pci-regs.ts';
+import type { PciDriver } from './pci-bus.ts';
+import { classId, deviceId, type PciDeviceId } from './pci-ids.ts';
 
 interface HostDriver {
   readonly name: string;

@@ -10,7 +10,7 @@
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import type { IommuGroup } from '../iommu/group.ts';
-import { idOf, identityOf, matches, parseIds, type PciDeviceId } from './pci-ids.ts';
+import { identityOf, idOf, matches, type PciDeviceId, parseIds } from './pci-ids.ts';
 
 export interface PciDriver {
   readonly name: string;
@@ -116,7 +116,8 @@ export class PciBus {
 
   /** `driver_override`: only this driver may take the function from now on; undefined ends that. Nothing is bound or unbound. */
   setOverride(fn: PciFunction, name: string | undefined): void {
-    if (name !== undefined && name.length >= 4095) throw new Errno('EINVAL', 'the name of a driver is shorter than a page');
+    if (name !== undefined && name.length >= 4095)
+      throw new Errno('EINVAL', 'the name of a driver is shorter than a page');
     this.#slot(fn).override = name;
   }
 
@@ -126,7 +127,10 @@ export class PciBus {
     const slot = this.#find(functionName);
     if (slot === undefined) throw new Errno('ENODEV', `there is no function ${functionName}`);
     if (!this.#matches(driverName, slot)) {
-      throw new Errno('ENODEV', `${driverName} has no id for ${functionName} (${describe(slot.fn)}); see new_id and driver_override`);
+      throw new Errno(
+        'ENODEV',
+        `${driverName} has no id for ${functionName} (${describe(slot.fn)}); see new_id and driver_override`,
+      );
     }
     if (slot.driver !== undefined) throw new Errno('EBUSY', `${functionName} is held by ${slot.driver.name}`);
     this.#probe(slot, driver);
@@ -166,11 +170,19 @@ export class PciBus {
     const numbers = parseIds(text, 7);
     const id = idOf(numbers);
     if (numbers.length !== 7) {
-      const is = { vendor: id.vendor, device: id.device, subvendor: id.subvendor, subdevice: id.subdevice, class24: id.class };
+      const is = {
+        vendor: id.vendor,
+        device: id.device,
+        subvendor: id.subvendor,
+        subdevice: id.subdevice,
+        class24: id.class,
+      };
       const rows = [...entry.driver.ids.filter((row) => row.override_only !== true), ...entry.dynamic];
-      if (rows.some((row) => matches(row, is))) throw new Errno('EEXIST', `${driverName} has the ids '${text.trim()}' already`);
+      if (rows.some((row) => matches(row, is)))
+        throw new Errno('EEXIST', `${driverName} has the ids '${text.trim()}' already`);
     }
-    if ((numbers[6] ?? 0) !== 0) throw new Errno('EINVAL', `${driverName} has no row with driver data 0x${numbers[6]!.toString(16)}`);
+    if ((numbers[6] ?? 0) !== 0)
+      throw new Errno('EINVAL', `${driverName} has no row with driver data 0x${numbers[6]!.toString(16)}`);
     entry.dynamic.push(id);
     this.#attach(driverName);
   }

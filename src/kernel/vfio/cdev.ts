@@ -3,6 +3,7 @@
  * device can be. The iommufd may be closed first: its context lives on in the device.
  */
 import { Errno } from '../../lib/errno.ts';
+import { Unwind } from '../../lib/unwind.ts';
 import {
   VFIO_DEVICE_ATTACH_IOMMUFD_PT,
   VFIO_DEVICE_ATTACH_PASID,
@@ -14,7 +15,6 @@ import {
   vfio_device_bind_iommufd,
   vfio_device_detach_iommufd_pt,
 } from '../../uapi/vfio.ts';
-import { Unwind } from '../../lib/unwind.ts';
 import type { File, IoctlResult } from '../core/file.ts';
 import { copyFromUser, copyToUser, readU32, type Task } from '../core/task.ts';
 import { IommufdContext } from '../iommufd/context.ts';
@@ -71,15 +71,22 @@ class CdevAccess implements DeviceAccess {
   #bind(task: Task, argument: bigint): number {
     const table = vfio_device_bind_iommufd;
     const argsz = readU32(task, argument);
-    if (argsz < table.endOf('out_devid')) throw new Errno('EINVAL', `argsz ${argsz} is below ${table.endOf('out_devid')}`);
+    if (argsz < table.endOf('out_devid'))
+      throw new Errno('EINVAL', `argsz ${argsz} is below ${table.endOf('out_devid')}`);
     zeroTail(task, argument, table.size, argsz);
     const request = table.read(copyFromUser(task, argument, Math.min(argsz, table.size)));
     if (request.iommufd < 0 || request.flags & ~VFIO_DEVICE_BIND_FLAG_TOKEN) {
-      throw new Errno('EINVAL', `iommufd ${request.iommufd} is no descriptor, or flags 0x${request.flags.toString(16)} are unknown`);
+      throw new Errno(
+        'EINVAL',
+        `iommufd ${request.iommufd} is no descriptor, or flags 0x${request.flags.toString(16)} are unknown`,
+      );
     }
     const device = this.#device;
     if (this.#core.groupOf(device)?.hasGroupOpen) {
-      throw new Errno('EBUSY', `the group of ${device.name} is open; a device is used through its group or its own node`);
+      throw new Errno(
+        'EBUSY',
+        `the group of ${device.name} is open; a device is used through its group or its own node`,
+      );
     }
     if (this.#isBound) throw new Errno('EINVAL', `this file of ${device.name} is bound already`);
     this.#checkToken(task, request);
@@ -133,8 +140,13 @@ class CdevAccess implements DeviceAccess {
 
   #attach(task: Task, argument: bigint): number {
     const table = vfio_device_attach_iommufd_pt;
-    const { bytes, flags } = fields(task, argument, table.endOf('pt_id'), table.endOf('pasid'), VFIO_DEVICE_ATTACH_PASID, () =>
-      this.#pasids(this.#binding?.attachPasid),
+    const { bytes, flags } = fields(
+      task,
+      argument,
+      table.endOf('pt_id'),
+      table.endOf('pasid'),
+      VFIO_DEVICE_ATTACH_PASID,
+      () => this.#pasids(this.#binding?.attachPasid),
     );
     const { pt_id, pasid } = table.read(bytes);
     const binding = this.#binding;
@@ -155,8 +167,13 @@ class CdevAccess implements DeviceAccess {
 
   #detach(task: Task, argument: bigint): number {
     const table = vfio_device_detach_iommufd_pt;
-    const { bytes, flags } = fields(task, argument, table.endOf('flags'), table.endOf('pasid'), VFIO_DEVICE_DETACH_PASID, () =>
-      this.#pasids(this.#binding?.detachPasid),
+    const { bytes, flags } = fields(
+      task,
+      argument,
+      table.endOf('flags'),
+      table.endOf('pasid'),
+      VFIO_DEVICE_DETACH_PASID,
+      () => this.#pasids(this.#binding?.detachPasid),
     );
     if (flags & VFIO_DEVICE_DETACH_PASID) this.#binding?.detachPasid?.(table.read(bytes).pasid);
     else this.#binding?.detach();
@@ -194,7 +211,8 @@ function zeroTail(task: Task, argument: bigint, known: number, argsz: number): v
   for (let at = known; at < argsz; at += TAIL_PART) {
     if (at > TAIL_MOST) throw new Errno('E2BIG', `argsz ${argsz} is far beyond the ${known} bytes that are known`);
     const part = copyFromUser(task, argument + BigInt(at), Math.min(TAIL_PART, argsz - at));
-    if (part.some((byte) => byte !== 0)) throw new Errno('E2BIG', `bytes beyond the ${known} that are known are not zero`);
+    if (part.some((byte) => byte !== 0))
+      throw new Errno('E2BIG', `bytes beyond the ${known} that are known are not zero`);
   }
 }
 

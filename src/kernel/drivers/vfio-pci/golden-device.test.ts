@@ -36,13 +36,27 @@ class Caller {
     this.file = file;
   }
 
-  ioctl(name: string, request: number, argument: Uint8Array | bigint, answer?: () => Record<string, unknown>): number | undefined {
+  ioctl(
+    name: string,
+    request: number,
+    argument: Uint8Array | bigint,
+    answer?: () => Record<string, unknown>,
+  ): number | undefined {
     return this.golden.call(name, () => this.task.ioctl(this.file, request, argument), answer);
   }
 
-  read(name: string, position: number, length: number, answer: (bytes: Uint8Array) => Record<string, unknown> = () => ({})): void {
+  read(
+    name: string,
+    position: number,
+    length: number,
+    answer: (bytes: Uint8Array) => Record<string, unknown> = () => ({}),
+  ): void {
     const bytes = new Uint8Array(length);
-    this.golden.call(name, () => this.file.read(this.task, bytes, position), () => answer(bytes));
+    this.golden.call(
+      name,
+      () => this.file.read(this.task, bytes, position),
+      () => answer(bytes),
+    );
   }
 
   write(name: string, position: number, value: number, length: number, readback = false): void {
@@ -114,7 +128,9 @@ function information(caller: Caller): void {
 
 function configuration(caller: Caller): void {
   const d = (bytes: Uint8Array): Record<string, unknown> => ({ d: bytesString(bytes) });
-  const v = (bytes: Uint8Array): Record<string, unknown> => ({ v: hexString(bytes.reduceRight((s, b) => s * 256 + b, 0)) });
+  const v = (bytes: Uint8Array): Record<string, unknown> => ({
+    v: hexString(bytes.reduceRight((s, b) => s * 256 + b, 0)),
+  });
   caller.read('pread config 0..63', CONFIG, 64, d);
   caller.read('pread config 0..255', CONFIG, 256, d);
   caller.read('pread config byte 3', CONFIG + 3, 1, v);
@@ -183,7 +199,14 @@ function interrupts(caller: Caller): void {
   const ev2 = task.openEventfd();
   const nul = task.openForeign();
   const taken = (event: typeof ev): number => event.file.take() || -1;
-  const set = (index: number, flags: number, start: number, count: number, argsz: number, ...data: number[]): Uint8Array => {
+  const set = (
+    index: number,
+    flags: number,
+    start: number,
+    count: number,
+    argsz: number,
+    ...data: number[]
+  ): Uint8Array => {
     const bytes = new Uint8Array(64);
     bytes.set(words(argsz, flags, index, start, count, ...data));
     return bytes;
@@ -206,8 +229,15 @@ function interrupts(caller: Caller): void {
   for (const index of [0, 1, 4]) {
     const a = ev.descriptor;
     const b = ev2.descriptor;
-    const irq = (name: string, flags: number, start: number, count: number, argsz: number, data: number, ...events: string[]): void =>
-      call(`[${index}] ${name}`, set(index, flags, start, count, argsz, data), ...events);
+    const irq = (
+      name: string,
+      flags: number,
+      start: number,
+      count: number,
+      argsz: number,
+      data: number,
+      ...events: string[]
+    ): void => call(`[${index}] ${name}`, set(index, flags, start, count, argsz, data), ...events);
     irq('disable when not enabled', TRIGGER | NONE, 0, 0, 20, 0);
     irq('trigger NONE before enable', TRIGGER | NONE, 0, 1, 20, 0);
     irq('mask before enable', MASK | NONE, 0, 1, 20, 0);
@@ -257,7 +287,10 @@ function resets(caller: Caller, descriptor: number): void {
     bytes.set(words(argsz));
     caller.ioctl(`HOT_RESET_INFO ${name}`, uapi.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, bytes, () => {
       if (!shows) return {};
-      const out = Object.entries(uapi.vfio_pci_hot_reset_info.read(bytes)).map(([key, value]) => [key, hexString(value)]);
+      const out = Object.entries(uapi.vfio_pci_hot_reset_info.read(bytes)).map(([key, value]) => [
+        key,
+        hexString(value),
+      ]);
       return { out: Object.fromEntries(out) };
     });
   };
@@ -297,13 +330,21 @@ function features(caller: Caller): void {
   const GET = 1 << 16;
   const SET = 1 << 17;
   const PROBE = 1 << 18;
-  const feature = (name: string, argsz: number, flags: number, data: number[] = [], answer?: () => Record<string, unknown>): void => {
+  const feature = (
+    name: string,
+    argsz: number,
+    flags: number,
+    data: number[] = [],
+    answer?: () => Record<string, unknown>,
+  ): void => {
     const bytes = new Uint8Array(96);
     bytes.set(words(argsz, flags, ...data));
     caller.ioctl(`FEATURE ${name}`, uapi.VFIO_DEVICE_FEATURE, bytes, answer);
   };
   for (let index = 0; index < 14; index++) {
-    [0, GET, SET, GET | SET].forEach((way, i) => feature(`${index} ${names[i]}`, 8, PROBE | way | index));
+    [0, GET, SET, GET | SET].forEach((way, i) => {
+      feature(`${index} ${names[i]}`, 8, PROBE | way | index);
+    });
   }
   feature('argsz=7', 7, PROBE | GET | SET | 13);
   feature('flags=0', 8, 0);

@@ -2,23 +2,31 @@
  * A small machine with real functions for the tests of this folder: the recorded machine's edu devices, one testdev, bridges; groups
  * that only keep books, one per slot or per conventional bus; the drivers; a program.
  */
-import { privateShared, type SharedMemory } from '../../../hw/memory/backing.ts';
-import { ManualClock } from '../../../hw/pci/clock.ts';
+
 import { pciePciBridge, rootPort } from '../../../hw/devices/bridge/model.ts';
 import { edu } from '../../../hw/devices/edu/model.ts';
 import { testdev } from '../../../hw/devices/testdev/model.ts';
+import { privateShared, type SharedMemory } from '../../../hw/memory/backing.ts';
+import { ManualClock } from '../../../hw/pci/clock.ts';
 import type { DeviceModel } from '../../../hw/pci/device-model.ts';
 import type { PciFunction, Place } from '../../../hw/pci/function.ts';
 import type { FunctionSpec } from '../../../hw/pci/function-spec.ts';
 import { PciTree } from '../../../hw/pci/tree.ts';
-import { type TestTask, refusal } from '../../core/test-task.ts';
+import { Errno } from '../../../lib/errno.ts';
+import { refusal, type TestTask } from '../../core/test-task.ts';
 import type { IommuGroup } from '../../iommu/group.ts';
 import { DeviceSets } from '../../vfio/pci/device-set.ts';
 import type { VfioPciEnvironment } from '../../vfio/pci/environment.ts';
 import type { VfioPciDevice } from '../../vfio/pci/vfio-pci-core.ts';
-import { deviceFile, TestContainer, TestDomain, TestGroup, type TestUnit, TestWorld } from '../../vfio/test-world.ts';
+import {
+  deviceFile,
+  type TestContainer,
+  type TestDomain,
+  TestGroup,
+  type TestUnit,
+  TestWorld,
+} from '../../vfio/test-world.ts';
 import type { DeviceFile } from '../../vfio/vfio-device.ts';
-import { Errno } from '../../../lib/errno.ts';
 import { allHostDrivers } from '../host-drivers.ts';
 import { PciBus } from '../pci-bus.ts';
 import { VfioPciDriver } from './vfio-pci.ts';
@@ -107,7 +115,12 @@ export class TestMachine {
   }
 
   /** Puts a model into slot `slot` (function `fn`) of a bus. */
-  add(model: DeviceModel, slot: number, place: Partial<Place> = {}, options: Record<string, unknown> = {}): PciFunction {
+  add(
+    model: DeviceModel,
+    slot: number,
+    place: Partial<Place> = {},
+    options: Record<string, unknown> = {},
+  ): PciFunction {
     const env = { clock: this.clock, allocateShared: (name: string, length: number) => this.allocate(name, length) };
     return this.addSpec(model.create(env, options), slot, place);
   }
@@ -142,7 +155,10 @@ export class TestMachine {
   }
 
   /** Opens a device through its group and a container. */
-  open(fn: PciFunction, container = this.container(fn)): { file: DeviceFile; descriptor: number; container: TestContainer } {
+  open(
+    fn: PciFunction,
+    container = this.container(fn),
+  ): { file: DeviceFile; descriptor: number; container: TestContainer } {
     const descriptor = container.open(this.group(fn), fn.name);
     return { file: deviceFile(this.task, descriptor), descriptor, container };
   }
@@ -156,7 +172,9 @@ export class TestMachine {
   /** The container through which a device was opened. */
   containerOf(file: DeviceFile): TestContainer {
     const { iommuGroup } = file.device;
-    return this.#containers.find((container) => [...container.groups.keys()].some((g) => (g as unknown) === iommuGroup))!;
+    return this.#containers.find((container) =>
+      [...container.groups.keys()].some((g) => (g as unknown) === iommuGroup),
+    )!;
   }
 
   #appeared(fn: PciFunction): void {
@@ -178,7 +196,12 @@ export function recordedMachine(environment: Partial<VfioPciEnvironment> = {}): 
   const alone = machine.add(edu, 4, { barAddresses: { 0: 0xfea0_0000 }, interruptLine: 10 }, trapped);
   const port = machine.add(rootPort, 9, { secondary: 3 });
   const bridge = machine.add(pciePciBridge, 0, { bus: port.secondary!, secondary: 4 });
-  const first = machine.add(edu, 1, { bus: bridge.secondary!, barAddresses: { 0: 0xfe00_0000 }, interruptLine: 11 }, trapped);
+  const first = machine.add(
+    edu,
+    1,
+    { bus: bridge.secondary!, barAddresses: { 0: 0xfe00_0000 }, interruptLine: 11 },
+    trapped,
+  );
   const second = machine.add(edu, 2, { bus: bridge.secondary! }, trapped);
   const expressPort = machine.add(rootPort, 10, { secondary: 5 });
   const express = machine.add(testdev, 0, { bus: expressPort.secondary! }, { totalVfs: 2 });

@@ -4,10 +4,11 @@ import { test } from 'node:test';
 import { rootPort } from '../../../hw/devices/bridge/model.ts';
 import type { PciFunction } from '../../../hw/pci/function.ts';
 import { msi } from '../../../hw/pci/msi.ts';
+import { msix } from '../../../hw/pci/msix.ts';
 import * as reg from '../../../uapi/pci-regs.ts';
 import * as uapi from '../../../uapi/vfio.ts';
 import { DmaBuf } from '../../core/dma-buf.ts';
-import { type TestEventfd, type TestTask, refusal } from '../../core/test-task.ts';
+import { refusal, type TestEventfd, type TestTask } from '../../core/test-task.ts';
 import type { DeviceFile } from '../../vfio/vfio-device.ts';
 import { recordedMachine, TestMachine, type TestShared } from './test-machine.ts';
 
@@ -60,7 +61,11 @@ class User {
   }
 
   feature(index: number, flags: number, ...data: number[]): number {
-    return this.task.ioctl(this.file, uapi.VFIO_DEVICE_FEATURE, words(8 + 4 * data.length, (flags | index) >>> 0, ...data));
+    return this.task.ioctl(
+      this.file,
+      uapi.VFIO_DEVICE_FEATURE,
+      words(8 + 4 * data.length, (flags | index) >>> 0, ...data),
+    );
   }
 
   region(index: number): { flags: number; size: bigint; caps: number[] } {
@@ -88,7 +93,11 @@ class User {
   }
 }
 
-function opened(name: 'edu' | 'express' | 'first'): { machine: ReturnType<typeof recordedMachine>; fn: PciFunction; user: User } {
+function opened(name: 'edu' | 'express' | 'first'): {
+  machine: ReturnType<typeof recordedMachine>;
+  fn: PciFunction;
+  user: User;
+} {
   const machine = recordedMachine();
   const fn = machine[name];
   machine.bind(fn);
@@ -107,9 +116,15 @@ test('D-6: with COMMAND.MEM off reads give EIO and mappings fault, with it on bo
   assert.equal(mapping.trapped, false);
   const command = user.get(CONFIG + 4, 2);
   user.put(CONFIG + 4, command & ~2, 2);
-  assert.equal(refusal(() => user.get(2 * REGION, 4)), 'EIO');
+  assert.equal(
+    refusal(() => user.get(2 * REGION, 4)),
+    'EIO',
+  );
   assert.equal(shared(fn, 2).revoked, true);
-  assert.equal(refusal(() => user.file.access(machine.task, new Uint8Array(4), 4 * REGION, false)), 'EIO');
+  assert.equal(
+    refusal(() => user.file.access(machine.task, new Uint8Array(4), 4 * REGION, false)),
+    'EIO',
+  );
   user.put(CONFIG + 4, command, 2);
   assert.equal(shared(fn, 2).revoked, false);
   user.put(2 * REGION + 8, 0x1234, 4);
@@ -128,6 +143,39 @@ test('D-3: the MSI-X table reads as ones and takes no writes, and its BAR says t
   assert.equal(user.file.read(user.task, bytes, 5 * REGION + 120), 16);
   assert.deepEqual([...bytes], [...new Array(8).fill(0xff), ...new Array(8).fill(0)]);
   assert.deepEqual(user.region(5), { flags: 3, size: 0x8000n, caps: [] });
+});
+
+test('C-4: a mapped BAR with the MSI-X table says so in a capability, after it has said how much room that takes', () => {
+  const machine = new TestMachine();
+  const fn = machine.addSpec(
+    {
+      vendor: 0x1234,
+      device: 1,
+      class24: 0x00ff00,
+      bars: [{ index: 0, kind: 'memory', size: 0x4000, trapped: true }],
+      capabilities: [msix({ vectors: 4, tableBar: 0, tableOffset: 0x2000 })],
+    },
+    3,
+  );
+  machine.tree.enumerate();
+  machine.bind(fn);
+  const user = new User(machine.task, machine.open(fn));
+  const info = (argsz: number): uapi.vfio_region_info => {
+    const bytes = new Uint8Array(64);
+    bytes.set(words(argsz, 0, 0));
+    user.task.ioctl(user.file, uapi.VFIO_DEVICE_GET_REGION_INFO, bytes);
+    return uapi.vfio_region_info.read(bytes);
+  };
+  const short = info(32);
+  assert.deepEqual([short.flags, short.argsz, short.cap_offset], [15, 40, 0]);
+  const long = info(40);
+  assert.deepEqual([long.flags, long.argsz, long.cap_offset], [15, 40, 32]);
+  assert.deepEqual(user.region(0).caps, [uapi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE]);
+  // A file access does not see the table; the processor does.
+  assert.equal(user.get(0x200c, 4), 0xffff_ffff);
+  const control = new Uint8Array(4);
+  user.file.access(user.task, control, 0x200c, false);
+  assert.deepEqual([...control], [1, 0, 0, 0]);
 });
 
 test('D-7 D-11 D-12: INTx is masked by its delivery, by INTX_DISABLE, and unmasked by an eventfd', () => {
@@ -153,7 +201,10 @@ test('D-7 D-11 D-12: INTx is masked by its delivery, by INTX_DISABLE, and unmask
   assert.equal(event.file.take(), 0, 'disabled by the user');
   user.put(CONFIG + 4, command, 2);
   assert.equal(event.file.take(), 1, 'enabled again while asserted');
-  assert.equal(refusal(() => user.irqs(INTX, UNMASK | EVENTFD, 0, 1, unmask.descriptor)), 'EBUSY');
+  assert.equal(
+    refusal(() => user.irqs(INTX, UNMASK | EVENTFD, 0, 1, unmask.descriptor)),
+    'EBUSY',
+  );
 });
 
 test('D-9: more MSI vectors than there are give EINVAL; when the host grants two of four the answer is 2', () => {
@@ -162,9 +213,16 @@ test('D-9: more MSI vectors than there are give EINVAL; when the host grants two
   const user = new User(machine.task, machine.open(machine.express));
   assert.equal(user.irqInfo(MSI).count, 4);
   const events = Array.from({ length: 8 }, () => user.eventfd().descriptor);
-  assert.equal(refusal(() => user.irqs(MSI, TRIGGER | EVENTFD, 0, 8, ...events)), 'EINVAL');
+  assert.equal(
+    refusal(() => user.irqs(MSI, TRIGGER | EVENTFD, 0, 8, ...events)),
+    'EINVAL',
+  );
   assert.equal(user.irqs(MSI, TRIGGER | EVENTFD, 0, 4, ...events.slice(0, 4)), 2);
-  assert.equal(refusal(() => user.irqs(MSI, TRIGGER | NONE, 0, 1)), 'EINVAL', 'nothing was enabled');
+  assert.equal(
+    refusal(() => user.irqs(MSI, TRIGGER | NONE, 0, 1)),
+    'EINVAL',
+    'nothing was enabled',
+  );
   assert.equal(user.irqs(MSI, TRIGGER | EVENTFD, 0, 2, ...events.slice(0, 2)), 0);
   assert.equal(machine.express.msi!.enabled, true);
 });
@@ -179,8 +237,14 @@ test('D-10 D-13: loopback adds one to the eventfd of each vector; MSI-X is refus
   assert.deepEqual(taken(), [0, 1, 1, 0]);
   user.irqs(MSI, TRIGGER | BOOL, 0, 4, 0x01_00_01_00 >>> 0);
   assert.deepEqual(taken(), [0, 1, 0, 1]);
-  assert.equal(refusal(() => user.irqs(MSIX, TRIGGER | EVENTFD, 0, 1, fds[0]!)), 'EINVAL');
-  assert.equal(refusal(() => user.irqs(INTX, TRIGGER | EVENTFD, 0, 1, fds[0]!)), 'EINVAL');
+  assert.equal(
+    refusal(() => user.irqs(MSIX, TRIGGER | EVENTFD, 0, 1, fds[0]!)),
+    'EINVAL',
+  );
+  assert.equal(
+    refusal(() => user.irqs(INTX, TRIGGER | EVENTFD, 0, 1, fds[0]!)),
+    'EINVAL',
+  );
   fn.msi!.fire(3);
   assert.deepEqual(taken(), [0, 0, 0, 1]);
   user.irqs(MSI, TRIGGER | NONE, 0, 0);
@@ -202,12 +266,21 @@ test('D-10 D-13: loopback adds one to the eventfd of each vector; MSI-X is refus
 test('a block with a bad descriptor takes its vectors back, and disables what it had enabled', () => {
   const { user } = opened('express');
   const good = user.eventfd();
-  assert.equal(refusal(() => user.irqs(MSI, TRIGGER | EVENTFD, 0, 2, good.descriptor, 999)), 'EBADF');
+  assert.equal(
+    refusal(() => user.irqs(MSI, TRIGGER | EVENTFD, 0, 2, good.descriptor, 999)),
+    'EBADF',
+  );
   assert.equal(good.file.contexts, 0);
   assert.equal(user.irqs(MSIX, TRIGGER | EVENTFD, 0, 2, good.descriptor, good.descriptor), 0, 'MSI is not enabled');
-  assert.equal(refusal(() => user.irqs(MSIX, TRIGGER | EVENTFD, 1, 2, 999, good.descriptor)), 'EBADF');
+  assert.equal(
+    refusal(() => user.irqs(MSIX, TRIGGER | EVENTFD, 1, 2, 999, good.descriptor)),
+    'EBADF',
+  );
   assert.equal(good.file.contexts, 1, 'vector 1 is gone, vector 0 stays');
-  assert.equal(refusal(() => user.irqs(MSI, TRIGGER | EVENTFD, 0, 0)), 'EINVAL');
+  assert.equal(
+    refusal(() => user.irqs(MSI, TRIGGER | EVENTFD, 0, 0)),
+    'EINVAL',
+  );
 });
 
 test('D-23: the FLR bit resets the function, reads 0, and leaves the BARs in place', () => {
@@ -256,7 +329,9 @@ test('D-15: a hot reset needs everything that is hit: both devices bound, and th
   const user = new User(machine.task, machine.open(machine.first));
   const group = machine.group(machine.first);
   const hotReset = (...fds: number[]): string =>
-    refusal(() => user.task.ioctl(user.file, uapi.VFIO_DEVICE_PCI_HOT_RESET, words(12 + 4 * fds.length, 0, fds.length, ...fds)));
+    refusal(() =>
+      user.task.ioctl(user.file, uapi.VFIO_DEVICE_PCI_HOT_RESET, words(12 + 4 * fds.length, 0, fds.length, ...fds)),
+    );
   const own = machine.containerOf(user.file).groups.get(group)!.descriptor;
   assert.equal(hotReset(own), 'EINVAL', 'the second function has no VFIO driver');
   machine.bind(machine.second);
@@ -289,14 +364,43 @@ test('D-20: two opens share the device, and only the last close disables it', ()
   assert.equal(fn.config.read(4, 2), 0x103);
 });
 
+test('functions that cannot be reset alone are reset with their bus when the last of them is closed', () => {
+  const machine = recordedMachine();
+  machine.bind(machine.first);
+  machine.bind(machine.second);
+  const container = machine.container(machine.first);
+  const first = new User(machine.task, machine.open(machine.first, container));
+  const second = new User(machine.task, machine.open(machine.second, container));
+  const liveness = (fn: PciFunction): number => {
+    const bytes = new Uint8Array(4);
+    fn.bars[0]!.read(4, bytes);
+    return bytes[0]!;
+  };
+  first.put(4, 0, 4);
+  second.put(4, 0, 4);
+  machine.task.close(first.descriptor);
+  assert.equal(liveness(machine.first), 0xff, 'the other one is in use');
+  machine.task.close(second.descriptor);
+  assert.equal(liveness(machine.first), 0);
+  assert.equal(liveness(machine.second), 0);
+  assert.equal(machine.first.config.read(4, 2), 0x103);
+});
+
+test('C-55: the file of a device is named as the kernel names it', () => {
+  assert.equal(opened('edu').user.file.path, 'anon_inode:[vfio-device]');
+});
+
 test('D-21 C-50 C-51: a removal asks by REQ at once and every ten seconds, and ends with the last close', () => {
   const { machine, fn, user } = opened('edu');
   const event = user.eventfd();
   user.irqs(REQ, TRIGGER | EVENTFD, 0, 1, event.descriptor);
   let done = false;
-  assert.equal(machine.bus.unbind('vfio-pci', fn.name, () => {
-    done = true;
-  }), 'busy');
+  assert.equal(
+    machine.bus.unbind('vfio-pci', fn.name, () => {
+      done = true;
+    }),
+    'busy',
+  );
   assert.equal(event.file.take(), 1);
   machine.clock.advance(9.9e9);
   assert.equal(event.file.take(), 0);
@@ -324,7 +428,10 @@ test('D-24: a dma-buf of a BAR is taken back while memory is disabled, and for g
   const command = user.get(CONFIG + 4, 2);
   user.put(CONFIG + 4, command & ~2, 2);
   assert.equal(revoked, 1);
-  assert.equal(refusal(() => file.attach(() => {})), 'ENODEV');
+  assert.equal(
+    refusal(() => file.attach(() => {})),
+    'ENODEV',
+  );
   user.put(CONFIG + 4, command, 2);
   file.attach(() => revoked++);
   machine.task.close(user.descriptor);
@@ -353,10 +460,20 @@ test('D-19: virtual functions of a vfio-pci function need its token, before and 
   assert.equal(open(` vf_token=${token}`), 'EACCES');
   assert.equal(open(' vf_token=01000000-0200-0000-0300-000004000000'), 'ok');
   const held = container.open(group, `${vf.name} vf_token=01000000-0200-0000-0300-000004000000`);
-  assert.equal(refusal(() => machine.vfioPci.deviceOf(machine.express)!.matchToken(undefined)), 'EACCES', 'in use');
+  assert.equal(
+    refusal(() => machine.vfioPci.deviceOf(machine.express)!.matchToken(undefined)),
+    'EACCES',
+    'in use',
+  );
   machine.task.close(held);
-  assert.equal(refusal(() => machine.vfioPci.deviceOf(machine.express)!.matchToken(undefined)), 'ok');
-  assert.equal(refusal(() => machine.bind(machine.edu).match(`${machine.edu.name} vf_token=${token}`)), 'EINVAL');
+  assert.equal(
+    refusal(() => machine.vfioPci.deviceOf(machine.express)!.matchToken(undefined)),
+    'ok',
+  );
+  assert.equal(
+    refusal(() => machine.bind(machine.edu).match(`${machine.edu.name} vf_token=${token}`)),
+    'EINVAL',
+  );
 });
 
 test('low power: mappings fault until it ends, and the next use of the device ends it with the eventfd signalled', () => {
@@ -365,7 +482,10 @@ test('low power: mappings fault until it ends, and the next use of the device en
   assert.equal(shared(fn, 2).revoked, true);
   assert.equal(user.get(4 * REGION, 4), 0x7665_6474, 'a read wakes the device for itself');
   assert.equal(shared(fn, 2).revoked, true);
-  assert.equal(refusal(() => user.feature(3, 1 << 17)), 'EINVAL');
+  assert.equal(
+    refusal(() => user.feature(3, 1 << 17)),
+    'EINVAL',
+  );
   user.feature(5, 1 << 17);
   assert.equal(shared(fn, 2).revoked, false);
   const event = user.eventfd();
@@ -386,7 +506,10 @@ test('in D3 the BARs give EIO, configuration space answers, and D0 brings all ba
   const bar = fn.config.read(0x10, 4);
   user.put(at, 3, 2);
   assert.equal(user.get(at, 2) & 3, 3);
-  assert.equal(refusal(() => user.get(4 * REGION, 4)), 'EIO');
+  assert.equal(
+    refusal(() => user.get(4 * REGION, 4)),
+    'EIO',
+  );
   assert.equal(shared(fn, 2).revoked, true);
   assert.equal(user.get(CONFIG, 4), 0x11e9_1234);
   user.put(at, 0, 2);
@@ -448,11 +571,17 @@ test('G-10 G-11 G-52: a host driver keeps the group from users, a user keeps hos
   );
   assert.equal(machine.bus.driverOf(sibling), 'serial');
   machine.bind(machine.first);
-  assert.equal(refusal(() => machine.container(machine.first)), 'EPERM');
+  assert.equal(
+    refusal(() => machine.container(machine.first)),
+    'EPERM',
+  );
   machine.bus.unbind('serial', sibling.name);
   machine.task.exit();
   const container = machine.container(machine.first);
-  assert.equal(refusal(() => machine.bus.bind('serial', sibling.name)), 'EBUSY');
+  assert.equal(
+    refusal(() => machine.bus.bind('serial', sibling.name)),
+    'EBUSY',
+  );
   machine.bus.setOverride(sibling, 'pci-stub');
   machine.bus.bind('pci-stub', sibling.name);
   assert.equal(machine.bus.driverOf(sibling), 'pci-stub', 'a driver without DMA may join');
@@ -476,9 +605,15 @@ test('G-53: a function that is added to a held group stays without a host driver
 
 test('vfio-pci refuses bridges and functions with virtual functions', () => {
   const machine = recordedMachine();
-  assert.equal(refusal(() => machine.vfioPci.probe(machine.first.bus.self!)), 'EINVAL');
+  assert.equal(
+    refusal(() => machine.vfioPci.probe(machine.first.bus.self!)),
+    'EINVAL',
+  );
   machine.express.sriov!.enable(1);
-  assert.equal(refusal(() => machine.bind(machine.express)), 'EBUSY');
+  assert.equal(
+    refusal(() => machine.bind(machine.express)),
+    'EBUSY',
+  );
 });
 
 test('a 4-byte register of a BAR is read in well under half a microsecond', () => {

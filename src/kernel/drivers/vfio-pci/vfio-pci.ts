@@ -4,9 +4,9 @@
  */
 import type { PciFunction } from '../../../hw/pci/function.ts';
 import { Errno } from '../../../lib/errno.ts';
-import type { VfioCore } from '../../vfio/vfio.ts';
 import type { VfioPciEnvironment } from '../../vfio/pci/environment.ts';
 import { VfioPciDevice } from '../../vfio/pci/vfio-pci-core.ts';
+import type { VfioCore } from '../../vfio/vfio.ts';
 import type { PciBus, PciDriver } from '../pci-bus.ts';
 import { deviceId, PCI_ANY_ID } from '../pci-ids.ts';
 
@@ -40,7 +40,10 @@ export class VfioPciDriver implements PciDriver {
   /** EINVAL: a bridge, no IOMMU, or denied. EBUSY: virtual functions exist already. */
   probe(fn: PciFunction): void {
     if (fn.vendor === INTEL && denied.has(fn.device) && this.#options.disableDenylist !== true) {
-      throw new Errno('EINVAL', `${fn.name} is on vfio-pci's list of devices that are not handed out (disable_denylist)`);
+      throw new Errno(
+        'EINVAL',
+        `${fn.name} is on vfio-pci's list of devices that are not handed out (disable_denylist)`,
+      );
     }
     if (fn.isBridge) throw new Errno('EINVAL', `${fn.name} is a bridge; vfio-pci takes header type 0 only`);
     if ((fn.sriov?.functions.length ?? 0) > 0) {

@@ -7,7 +7,7 @@ import { Errno } from '../../../lib/errno.ts';
 import * as uapi from '../../../uapi/vfio.ts';
 import { copyFromUser, copyToUser, type Task } from '../../core/task.ts';
 import { GroupFile } from '../group.ts';
-import { busFunctions, type VfioPciDevice } from './vfio-pci-core.ts';
+import type { VfioPciDevice } from './vfio-pci-core.ts';
 
 /** ENODEV: the function is on a root bus, which nothing resets. */
 function resettable(device: VfioPciDevice): void {
@@ -34,7 +34,7 @@ export function hotResetInfo(device: VfioPciDevice, task: Task, argument: bigint
   const { argsz } = table.read(copyFromUser(task, argument, table.size));
   if (argsz < table.size) throw new Errno('EINVAL', `argsz ${argsz} is below ${table.size}`);
   resettable(device);
-  const functions = busFunctions(device.fn);
+  const functions = device.fn.bus.subtree();
   const count = functions.length;
   if (count > Math.floor((argsz - table.size) / each.size)) {
     copyToUser(task, argument, table.write({ argsz, flags: 0, count }));
@@ -65,12 +65,13 @@ export function hotResetInfo(device: VfioPciDevice, task: Task, argument: bigint
 export function hotReset(device: VfioPciDevice, task: Task, argument: bigint): number {
   const table = uapi.vfio_pci_hot_reset;
   const { argsz, flags, count } = table.read(copyFromUser(task, argument, table.size));
-  if (argsz < table.size || flags !== 0) throw new Errno('EINVAL', `argsz ${argsz} is short, or flags 0x${flags.toString(16)} are set`);
+  if (argsz < table.size || flags !== 0)
+    throw new Errno('EINVAL', `argsz ${argsz} is short, or flags 0x${flags.toString(16)} are set`);
   if ((count !== 0) === device.cdevOpened) {
     throw new Errno('EINVAL', device.cdevOpened ? 'a device of a node shows no files' : 'no group file is shown');
   }
   resettable(device);
-  const functions = busFunctions(device.fn);
+  const functions = device.fn.bus.subtree();
   let owns: (member: VfioPciDevice) => boolean;
   if (count === 0) owns = (member) => ownedAs(member, device) !== uapi.VFIO_PCI_DEVID_NOT_OWNED;
   else {
@@ -91,8 +92,10 @@ export function hotReset(device: VfioPciDevice, task: Task, argument: bigint): n
 
 function resetSet(device: VfioPciDevice, hit: number, owns: (member: VfioPciDevice) => boolean): void {
   const { devices } = device.set;
-  if (devices.size !== hit) throw new Errno('EINVAL', `${hit} devices are hit, ${devices.size} of them are held by vfio-pci`);
-  for (const member of devices) if (!owns(member)) throw new Errno('EINVAL', `${member.name} is hit and not held by the caller`);
+  if (devices.size !== hit)
+    throw new Errno('EINVAL', `${hit} devices are hit, ${devices.size} of them are held by vfio-pci`);
+  for (const member of devices)
+    if (!owns(member)) throw new Errno('EINVAL', `${member.name} is hit and not held by the caller`);
   for (const member of devices) member.beforeReset();
   resetBus(device.fn.bus.self!);
   for (const member of devices) member.afterReset();

@@ -3,7 +3,11 @@
  */
 import type { PciFunction } from '../../../hw/pci/function.ts';
 import { Errno } from '../../../lib/errno.ts';
-import { VFIO_DEVICE_IOEVENTFD_SIZE_MASK, VFIO_PCI_ROM_REGION_INDEX, vfio_device_ioeventfd } from '../../../uapi/vfio.ts';
+import {
+  VFIO_DEVICE_IOEVENTFD_SIZE_MASK,
+  VFIO_PCI_ROM_REGION_INDEX,
+  vfio_device_ioeventfd,
+} from '../../../uapi/vfio.ts';
 import { copyFromUser, type Task } from '../../core/task.ts';
 import { Virqfd } from '../virqfd.ts';
 import { msixTable } from './msi-hardware.ts';
@@ -68,7 +72,8 @@ export class IoEventfds {
   #check(index: number, offset: number, size: number): void {
     const bar = index < VFIO_PCI_ROM_REGION_INDEX ? this.#device.fn.bars[index] : undefined;
     if (bar === undefined || bar.address === 0) throw new Errno('EINVAL', `region ${index} is not a BAR of the device`);
-    if (offset + size > bar.size) throw new Errno('EINVAL', `offset ${offset} is beyond the ${bar.size} bytes of BAR ${index}`);
+    if (offset + size > bar.size)
+      throw new Errno('EINVAL', `offset ${offset} is beyond the ${bar.size} bytes of BAR ${index}`);
     const table = msixTable(this.#device.fn);
     if (table?.bar === index && offset + size > table.offset && offset < table.offset + table.length) {
       throw new Errno('EINVAL', 'an ioeventfd may not write the MSI-X table');

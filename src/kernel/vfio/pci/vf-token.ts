@@ -45,7 +45,8 @@ export function parseDeviceText(name: string, text: string): { token: Uint8Array
   for (;;) {
     rest = rest.replace(/^ +/, '');
     if (rest === '') return { token };
-    if (token !== undefined || !rest.startsWith(OPTION)) throw new Errno('EINVAL', `'${rest}' is not an option of ${name}`);
+    if (token !== undefined || !rest.startsWith(OPTION))
+      throw new Errno('EINVAL', `'${rest}' is not an option of ${name}`);
     token = parseUuid(rest.slice(OPTION.length));
     rest = rest.slice(OPTION.length + UUID_LENGTH);
   }

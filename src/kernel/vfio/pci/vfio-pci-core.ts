@@ -6,7 +6,6 @@
  * `vfio-pci-config.ts`, interrupts in `vfio-pci-intrs.ts`, the ioctls in `vfio-pci-ioctl.ts`.
  */
 import type { SharedMemory } from '../../../hw/memory/backing.ts';
-import type { FunctionBar } from '../../../hw/pci/bar.ts';
 import type { PciFunction } from '../../../hw/pci/function.ts';
 import { resetBus, restoreState, type SavedState, saveState } from '../../../hw/pci/saved-state.ts';
 import { Errno } from '../../../lib/errno.ts';
@@ -25,32 +24,23 @@ import { type DeviceFile, VfioDevice } from '../vfio-device.ts';
 import type { DeviceSet } from './device-set.ts';
 import type { VfioPciEnvironment } from './environment.ts';
 import { IoEventfds } from './ioeventfd.ts';
-import { msixTable } from './msi-hardware.ts';
-import { VfToken, parseDeviceText } from './vf-token.ts';
+import { parseDeviceText, VfToken } from './vf-token.ts';
 import { VfioPciConfig } from './vfio-pci-config.ts';
 import { BarDmaBufs } from './vfio-pci-dmabuf.ts';
 import { VfioPciIrqs } from './vfio-pci-intrs.ts';
 import { vfioPciIoctl } from './vfio-pci-ioctl.ts';
+import { VfioPciRegions } from './vfio-pci-rdwr.ts';
 
 /** Region `index` begins at byte `index * REGION_SIZE` of the device's file. */
 export const REGION_SIZE = 2 ** 40;
-const MAP_TYPE = 0xf;
-const MAP_SHARED = 1;
-const MAP_SHARED_VALIDATE = 3;
 const D3HOT = 3;
-
-/** The BAR bytes that read as ones and take no writes: the MSI-X table. */
-interface Excluded {
-  readonly bar: number;
-  readonly first: number;
-  readonly end: number;
-}
 
 export class VfioPciDevice extends VfioDevice {
   readonly fn: PciFunction;
   readonly environment: VfioPciEnvironment;
   readonly set: DeviceSet;
   readonly irqs: VfioPciIrqs;
+  readonly regions: VfioPciRegions;
   readonly ioeventfds: IoEventfds;
   readonly dmaBufs: BarDmaBufs;
   /** Of a physical function with SR-IOV: what its virtual functions' users must know. */
@@ -60,16 +50,12 @@ export class VfioPciDevice extends VfioDevice {
   /** Left dirty by a user because it cannot be reset by itself. */
   needsReset = false;
   #config: VfioPciConfig | undefined;
-  #bars: readonly (FunctionBar | undefined)[] = [];
-  #excluded: Excluded | undefined;
   #opened: SavedState | undefined;
   #powerSave: SavedState | undefined;
   #powerState = 0;
   #mapped = true;
   /** Set by LOW_POWER_ENTRY until LOW_POWER_EXIT or a wake. */
   #lowPower: { wake: EventContext | undefined; suspended: boolean; intxMasked: boolean } | undefined;
-  /** Memory that stands for a BAR in mappings. */
-  readonly #mappable = new Map<number, SharedMemory>();
   /** The physical function's token is in use by us. */
   #guardian: VfToken | undefined;
 
@@ -78,6 +64,7 @@ export class VfioPciDevice extends VfioDevice {
     this.fn = fn;
     this.environment = environment;
     this.irqs = new VfioPciIrqs(this);
+    this.regions = new VfioPciRegions(this);
     this.ioeventfds = new IoEventfds(this);
     this.dmaBufs = new BarDmaBufs();
     this.token = fn.sriov === undefined || fn.isVirtfn ? undefined : new VfToken(environment.makeToken);
@@ -87,8 +74,7 @@ export class VfioPciDevice extends VfioDevice {
   /** The device is no more; the function may get another driver. */
   destroy(): void {
     this.environment.sets.remove(this);
-    for (const memory of this.#mappable.values()) memory.close();
-    this.#mappable.clear();
+    this.regions.destroy();
   }
 
   get name(): string {
@@ -124,11 +110,13 @@ export class VfioPciDevice extends VfioDevice {
     if (fn.physfn !== undefined) {
       const guardian = this.environment.sets.deviceOf(fn.physfn)?.token;
       if (guardian !== undefined) guardian.check(token);
-      else if (token !== undefined) throw new Errno('EINVAL', `the physical function of ${this.name} is not held by vfio-pci`);
+      else if (token !== undefined)
+        throw new Errno('EINVAL', `the physical function of ${this.name} is not held by vfio-pci`);
     } else if (this.token !== undefined) {
       if (this.token.users > 0) this.token.check(token);
       else if (token !== undefined) this.token.set(token);
-    } else if (token !== undefined) throw new Errno('EINVAL', `${this.name} has no virtual functions, a token means nothing`);
+    } else if (token !== undefined)
+      throw new Errno('EINVAL', `${this.name} has no virtual functions, a token means nothing`);
   }
 
   openDevice(): void {
@@ -149,16 +137,13 @@ export class VfioPciDevice extends VfioDevice {
     }
     this.#powerState = 0;
     this.#config = new VfioPciConfig(this, fn.interruptPin !== 0 && !fn.isVirtfn);
-    const table = msixTable(fn);
-    this.#excluded =
-      table === undefined ? undefined : { bar: table.bar, first: table.offset, end: table.offset + table.length };
-    this.#bars = fn.bars.map((bar) => (bar === undefined || bar.address === 0 ? undefined : bar));
+    this.regions.open();
     this.#guardian = fn.physfn === undefined ? undefined : this.environment.sets.deviceOf(fn.physfn)?.token;
     if (this.#guardian !== undefined) this.#guardian.users++;
     fn.sink = {
       intx: (asserted) => this.irqs.intx(asserted),
       message: (vector) => this.irqs.message(vector),
-      error: () => void this.irqs.signal(VFIO_PCI_ERR_IRQ_INDEX),
+      error: () => void this.irqs.singles.signal(VFIO_PCI_ERR_IRQ_INDEX),
     };
   }
 
@@ -174,7 +159,7 @@ export class VfioPciDevice extends VfioDevice {
     this.ioeventfds.close();
     fn.sink = undefined;
     this.#config = undefined;
-    this.#bars = [];
+    this.regions.close();
     if (!this.#mapped) this.#setMapped(true);
     this.needsReset = true;
     fn.config.write(reg.PCI_COMMAND, 2, reg.PCI_COMMAND_INTX_DISABLE);
@@ -198,7 +183,10 @@ export class VfioPciDevice extends VfioDevice {
     }
     if (open > 0 || !needed || !this.fn.present) return;
     const bridge = this.fn.bus.self;
-    if (bridge === undefined || !busFunctions(this.fn).every((fn) => this.environment.sets.deviceOf(fn)?.set === this.set)) {
+    if (
+      bridge === undefined ||
+      !this.fn.bus.subtree().every((fn) => this.environment.sets.deviceOf(fn)?.set === this.set)
+    ) {
       return;
     }
     resetBus(bridge);
@@ -207,7 +195,7 @@ export class VfioPciDevice extends VfioDevice {
 
   /** REQ: somebody wants the device back. */
   override request(_count: number): void {
-    this.irqs.signal(VFIO_PCI_REQ_IRQ_INDEX);
+    this.irqs.singles.signal(VFIO_PCI_REQ_IRQ_INDEX);
   }
 
   // ---- memory and power ----
@@ -365,155 +353,41 @@ export class VfioPciDevice extends VfioDevice {
   #transfer(buffer: Uint8Array, position: number, isWrite: boolean): number {
     const index = Math.floor(position / REGION_SIZE);
     const offset = position - index * REGION_SIZE;
-    if (this.#lowPower === undefined) return this.#region(index, buffer, offset, isWrite);
+    if (this.#lowPower === undefined) return this.#access(index, buffer, offset, isWrite);
     if (index >= VFIO_PCI_NUM_REGIONS) throw new Errno('EINVAL', `there is no region ${index}`);
     this.#resume();
     try {
-      return this.#region(index, buffer, offset, isWrite);
+      return this.#access(index, buffer, offset, isWrite);
     } finally {
       this.#suspend();
     }
   }
 
-  #region(index: number, buffer: Uint8Array, offset: number, isWrite: boolean): number {
-    if (index < VFIO_PCI_ROM_REGION_INDEX) return this.#barAccess(index, buffer, offset, isWrite);
+  #access(index: number, buffer: Uint8Array, offset: number, isWrite: boolean): number {
+    if (index < VFIO_PCI_ROM_REGION_INDEX) return this.regions.bar(index, buffer, offset, isWrite);
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) {
       return isWrite ? this.config.write(offset, buffer) : this.config.read(offset, buffer);
     }
     if (index !== VFIO_PCI_ROM_REGION_INDEX) throw new Errno('EINVAL', `there is no region ${index}`);
-    if (isWrite) throw new Errno('EINVAL', 'the ROM cannot be written');
-    const { rom } = this.fn;
-    if (rom === undefined || rom.address === 0) throw new Errno('EINVAL', `${this.name} has no ROM`);
-    const count = this.#clip(rom.size, buffer.length, offset, index);
-    if (!this.memoryEnabled) throw this.#disabled();
-    moveAll(rom, buffer, offset, count, false, 4);
-    return count;
-  }
-
-  #barAccess(index: number, buffer: Uint8Array, offset: number, isWrite: boolean): number {
-    const bar = this.#bars[index];
-    if (bar === undefined) throw new Errno('EINVAL', `${this.name} has no BAR ${index}`);
-    const count = this.#clip(bar.size, buffer.length, offset, index);
-    const isMemory = bar.kind === 'memory';
-    if (isMemory && !this.memoryEnabled) throw this.#disabled();
-    // The bit of the hardware can be off although the user's is on: the device was reset behind our back.
-    const decode = isMemory ? reg.PCI_COMMAND_MEMORY : reg.PCI_COMMAND_IO;
-    const { config } = this.fn;
-    if (config.gone || (!this.fn.isVirtfn && (config.bytes[reg.PCI_COMMAND]! & decode) === 0)) {
-      if (!isWrite) buffer.fill(0xff, 0, count);
-      return count;
-    }
-    const excluded = this.#excluded;
-    const hits =
-      excluded !== undefined && excluded.bar === index && offset < excluded.end && excluded.first < offset + count;
-    if (!hits) {
-      if (count === buffer.length && count <= 8 && isNatural(count, offset)) {
-        if (isWrite) bar.write(offset, buffer);
-        else bar.read(offset, buffer);
-      } else moveAll(bar, buffer, offset, count, isWrite, 8);
-      return count;
-    }
-    const before = Math.max(0, excluded.first - offset);
-    const after = Math.min(count, excluded.end - offset);
-    moveAll(bar, buffer, offset, before, isWrite, 8);
-    if (!isWrite) buffer.fill(0xff, before, after);
-    moveAll(bar, buffer.subarray(after), offset + after, count - after, isWrite, 8);
-    return count;
-  }
-
-  #clip(size: number, length: number, offset: number, index: number): number {
-    if (offset >= size) throw new Errno('EINVAL', `offset ${offset} is beyond the ${size} bytes of region ${index}`);
-    return Math.min(length, size - offset);
-  }
-
-  #disabled(): Errno {
-    return new Errno('EIO', `memory of ${this.name} is disabled (COMMAND.MEM is 0, or it is in D3)`);
+    return this.regions.rom(buffer, offset, isWrite);
   }
 
   /** One load or store of the processor to a trapped mapping: as the instruction made it, or EIO (the program gets SIGBUS). */
   access(_task: Task, buffer: Uint8Array, position: number, isWrite: boolean): number {
     const index = Math.floor(position / REGION_SIZE);
-    const bar = this.#bars[index];
-    if (bar === undefined || bar.kind !== 'memory') throw new Errno('EIO', `nothing answers in region ${index}`);
-    if (this.#lowPower !== undefined || !this.memoryEnabled) throw this.#disabled();
-    const offset = position - index * REGION_SIZE;
-    if (isWrite) bar.write(offset, buffer);
-    else bar.read(offset, buffer);
-    return buffer.length;
-  }
-
-  /** Whether programs may map BAR `index`: memory of a page or more, or alone in its page. */
-  canMap(index: number): boolean {
-    const bar = this.#bars[index];
-    if (bar === undefined || bar.kind !== 'memory' || (bar.shared === undefined && !bar.trapped)) return false;
-    return bar.size >= 4096 || bar.address % 4096 === 0;
+    if (this.#lowPower !== undefined) throw new Errno('EIO', `${this.name} is in low power`);
+    return this.regions.trapped(index, buffer, position - index * REGION_SIZE, isWrite);
   }
 
   mmap(_task: Task, length: number, _prot: number, flags: number, offset: number): FileMapping {
     const index = Math.floor(offset / REGION_SIZE);
-    const type = flags & MAP_TYPE;
-    if (index >= VFIO_PCI_NUM_REGIONS) throw new Errno('EINVAL', `there is no region ${index}`);
-    if (type !== MAP_SHARED && type !== MAP_SHARED_VALIDATE) throw new Errno('EINVAL', 'regions are mapped MAP_SHARED');
-    if (index >= VFIO_PCI_ROM_REGION_INDEX) throw new Errno('EINVAL', `region ${index} cannot be mapped, only BARs can`);
-    const bar = this.#bars[index];
-    if (bar === undefined || !this.canMap(index)) throw new Errno('EINVAL', `BAR ${index} of ${this.name} cannot be mapped`);
-    const first = offset - index * REGION_SIZE;
-    if (first + pageAlign(length) > pageAlign(bar.size)) {
-      throw new Errno('EINVAL', `${length} bytes from ${first} are beyond the ${bar.size} bytes of BAR ${index}`);
-    }
-    return { memory: this.#memoryOf(bar), offset: first, trapped: bar.trapped };
-  }
-
-  #memoryOf(bar: FunctionBar): SharedMemory {
-    if (bar.shared !== undefined) return bar.shared;
-    let memory = this.#mappable.get(bar.index);
-    if (memory === undefined) {
-      memory = this.environment.allocateShared(`${this.name} BAR${bar.index}`, pageAlign(bar.size));
-      this.#mappable.set(bar.index, memory);
-    }
-    return memory;
+    return this.regions.mmap(index, length, flags, offset - index * REGION_SIZE);
   }
 
   /** The physical page of byte `offset` of a memory that `mmap` gave, -1 when it is not one of this device's BARs. */
   physicalPage(memory: SharedMemory, offset: number): number {
-    for (const bar of this.#bars) {
-      if (bar === undefined || (bar.shared ?? this.#mappable.get(bar.index)) !== memory) continue;
-      return offset < pageAlign(bar.size) ? Math.floor((bar.address + offset) / 4096) : -1;
-    }
-    return -1;
+    return this.regions.physicalPage(memory, offset);
   }
-}
-
-function pageAlign(length: number): number {
-  return Math.ceil(length / 4096) * 4096;
-}
-
-function isNatural(count: number, offset: number): boolean {
-  return (count & (count - 1)) === 0 && offset % count === 0;
-}
-
-/** Cuts a transfer into naturally aligned accesses of at most `widest` bytes. */
-function moveAll(
-  bar: FunctionBar,
-  buffer: Uint8Array,
-  offset: number,
-  count: number,
-  isWrite: boolean,
-  widest: number,
-): void {
-  for (let done = 0; done < count; ) {
-    let size = widest;
-    while (size > count - done || (offset + done) % size !== 0) size /= 2;
-    const part = buffer.subarray(done, done + size);
-    if (isWrite) bar.write(offset + done, part);
-    else bar.read(offset + done, part);
-    done += size;
-  }
-}
-
-/** Functions that a reset of the bus of `fn` hits: all on it, and below. */
-export function busFunctions(fn: PciFunction): PciFunction[] {
-  return fn.bus.subtree();
 }
 
 /** Whether COMMAND.INTX_DISABLE can be toggled, which PCI 2.3 brought. */

@@ -53,7 +53,8 @@ export function featureDmaBuf(device: VfioPciDevice, task: Task, request: Featur
   const get = vfio_device_feature_dma_buf.read(copyFromUser(task, request.data, size));
   if (get.nr_ranges === 0 || get.flags !== 0) throw new Errno('EINVAL', 'no range is given, or flags are set');
   const bar = get.region_index < VFIO_PCI_ROM_REGION_INDEX ? device.fn.bars[get.region_index] : undefined;
-  if (bar === undefined || bar.address === 0) throw new Errno('ENODEV', `region ${get.region_index} is not a BAR of the device`);
+  if (bar === undefined || bar.address === 0)
+    throw new Errno('ENODEV', `region ${get.region_index} is not a BAR of the device`);
   if (get.nr_ranges > MOST_RANGES) throw new Errno('ENOMEM', `${get.nr_ranges} ranges are too many`);
   const step = vfio_region_dma_range.size;
   const bytes = copyFromUser(task, request.data + BigInt(size), get.nr_ranges * step);
@@ -69,7 +70,8 @@ export function featureDmaBuf(device: VfioPciDevice, task: Task, request: Featur
   const start = BigInt(bar.address);
   for (const { offset, length } of asked) {
     if (start + offset + length >= U64_END) throw new Errno('EOVERFLOW', 'a range wraps around');
-    if (offset + length > BigInt(bar.size)) throw new Errno('EINVAL', `a range is beyond the ${bar.size} bytes of the BAR`);
+    if (offset + length > BigInt(bar.size))
+      throw new Errno('EINVAL', `a range is beyond the ${bar.size} bytes of the BAR`);
   }
   const ranges = asked.map(({ offset, length }) => ({
     firstPage: Number((start + offset) >> 12n),

@@ -13,16 +13,8 @@ import * as reg from '../../../uapi/pci-regs.ts';
 import * as uapi from '../../../uapi/vfio.ts';
 import { copyFromUser, type EventContext, type Task } from '../../core/task.ts';
 import { Virqfd } from '../virqfd.ts';
+import { closeContext, descriptorAt, type IrqRequest, resolveAll, SingleEvents } from './irq-events.ts';
 import { MessageInterrupts, msiVectors, msixVectors, setIntx } from './msi-hardware.ts';
-
-/** What SET_IRQS says after its checks. `fds` and `bools` as the data type has it. */
-interface IrqRequest {
-  readonly index: number;
-  readonly start: number;
-  readonly count: number;
-  readonly kind: number;
-  readonly data: Uint8Array;
-}
 
 /** What of the host bears on interrupts. */
 export interface InterruptHost {
@@ -32,11 +24,6 @@ export interface InterruptHost {
   /** Whether the user sees an interrupt pin. */
   readonly hasIntx: boolean;
 }
-
-const SINGLE_NAMES = new Map([
-  [uapi.VFIO_PCI_ERR_IRQ_INDEX, 'error'],
-  [uapi.VFIO_PCI_REQ_IRQ_INDEX, 'request'],
-]);
 
 export class VfioPciIrqs implements InterruptSink {
   readonly #host: InterruptHost;
@@ -54,7 +41,8 @@ export class VfioPciIrqs implements InterruptSink {
   canMask = true;
   /** Binary logarithm of the MSI vectors that were last enabled. */
   msiQueueMax = 0;
-  readonly #singles = new Map<number, EventContext>();
+  /** Error and request. */
+  readonly singles = new SingleEvents();
 
   constructor(host: InterruptHost) {
     this.#host = host;
@@ -69,7 +57,7 @@ export class VfioPciIrqs implements InterruptSink {
   get held(): number {
     return (
       this.#vectors.size +
-      this.#singles.size +
+      this.singles.size +
       (this.#trigger === undefined ? 0 : 1) +
       (this.#unmaskFd === undefined ? 0 : 1)
     );
@@ -129,7 +117,8 @@ export class VfioPciIrqs implements InterruptSink {
       if (isTrigger) return this.#intxTrigger(task, request);
     } else if (isTrigger) {
       if (index <= uapi.VFIO_PCI_MSIX_IRQ_INDEX) return this.#messageTrigger(task, request);
-      return this.#singleTrigger(task, request);
+      if (index === uapi.VFIO_PCI_REQ_IRQ_INDEX || this.#fn.portType !== undefined)
+        return this.singles.trigger(task, request);
     }
     throw new Errno('ENOTTY', `interrupt index ${index} has no action 0x${action.toString(16)}`);
   }
@@ -353,44 +342,6 @@ export class VfioPciIrqs implements InterruptSink {
     this.#vectors.get(vector)?.signal();
   }
 
-  // ---- error and request ----
-
-  #singleTrigger(task: Task, { index, start, count, kind, data }: IrqRequest): number {
-    if (index === uapi.VFIO_PCI_ERR_IRQ_INDEX && this.#fn.portType === undefined) {
-      throw new Errno('ENOTTY', 'a conventional PCI function has no error interrupt');
-    }
-    if (start !== 0 || count > 1) throw new Errno('EINVAL', `there is one ${SINGLE_NAMES.get(index)} interrupt`);
-    const held = this.#singles.get(index);
-    if (kind === uapi.VFIO_IRQ_SET_DATA_NONE) {
-      if (held === undefined) throw new Errno('EINVAL', `the ${SINGLE_NAMES.get(index)} interrupt has no eventfd`);
-      if (count > 0) held.signal();
-      else this.#setSingle(index, undefined);
-      return 0;
-    }
-    if (count === 0) throw new Errno('EINVAL', 'there is no data');
-    if (kind === uapi.VFIO_IRQ_SET_DATA_BOOL) {
-      if (data[0] !== 0) held?.signal();
-      return 0;
-    }
-    const fd = descriptorAt(data, 0);
-    if (fd < -1) throw new Errno('EINVAL', `descriptor ${fd} is neither open nor -1`);
-    this.#setSingle(index, fd === -1 ? undefined : task.eventfd(fd));
-    return 0;
-  }
-
-  #setSingle(index: number, context: EventContext | undefined): void {
-    this.#singles.get(index)?.close();
-    if (context === undefined) this.#singles.delete(index);
-    else this.#singles.set(index, context);
-  }
-
-  /** Signals the error or the request interrupt. Returns whether the user has given an eventfd for it. */
-  signal(index: number): boolean {
-    const context = this.#singles.get(index);
-    context?.signal();
-    return context !== undefined;
-  }
-
   // ---- the device's life ----
 
   /** The function was reset: its registers are as after power-on, or as restored. */
@@ -409,39 +360,6 @@ export class VfioPciIrqs implements InterruptSink {
   /** The last close. */
   close(): void {
     this.disable();
-    for (const index of [...this.#singles.keys()]) this.#setSingle(index, undefined);
+    this.singles.close();
   }
-}
-
-function descriptorAt(data: Uint8Array, at: number): number {
-  return data[at]! | (data[at + 1]! << 8) | (data[at + 2]! << 16) | (data[at + 3]! << 24);
-}
-
-function closeContext(context: EventContext | Errno | undefined): void {
-  if (context !== undefined && !(context instanceof Errno)) context.close();
-}
-
-/** All eventfds of a block, refusals in their places: the vectors before a bad one are set and taken back, as in the kernel. */
-function resolveAll(task: Task, data: Uint8Array, count: number): (EventContext | Errno | undefined)[] {
-  const contexts: (EventContext | Errno | undefined)[] = [];
-  try {
-    for (let i = 0; i < count; i++) {
-      const fd = descriptorAt(data, 4 * i);
-      if (fd < 0) {
-        contexts.push(undefined);
-        continue;
-      }
-      try {
-        contexts.push(task.eventfd(fd));
-      } catch (error) {
-        if (!(error instanceof Errno)) throw error;
-        contexts.push(error);
-        break;
-      }
-    }
-  } catch (error) {
-    for (const context of contexts) closeContext(context);
-    throw error;
-  }
-  return contexts;
 }

@@ -143,10 +143,14 @@ function getRegionInfo(device: VfioPciDevice, task: Task, argument: bigint): num
       info.size = BigInt(bar.size);
       info.flags = uapi.VFIO_REGION_INFO_FLAG_READ | uapi.VFIO_REGION_INFO_FLAG_WRITE;
     }
-    if (device.canMap(index)) {
+    if (device.regions.canMap(index)) {
       info.flags |= uapi.VFIO_REGION_INFO_FLAG_MMAP;
       if (fn.msix?.tableBar === index) {
-        capability = uapi.vfio_info_cap_header.write({ id: uapi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, version: 1, next: 0 });
+        capability = uapi.vfio_info_cap_header.write({
+          id: uapi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
+          version: 1,
+          next: 0,
+        });
       }
     }
   }
@@ -186,7 +190,8 @@ function feature(device: VfioPciDevice, task: Task, request: FeatureRequest): Io
   const set = uapi.VFIO_DEVICE_FEATURE_SET;
   switch (request.index) {
     case uapi.VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: {
-      if (device.token === undefined) throw new Errno('ENOTTY', `${device.name} is not a physical function with SR-IOV`);
+      if (device.token === undefined)
+        throw new Errno('ENOTTY', `${device.name} is not a physical function with SR-IOV`);
       const { size } = uapi.vfio_device_feature_vf_token;
       if (checkFeature(request, set, size)) device.token.set(copyFromUser(task, request.data, size));
       return 0;
