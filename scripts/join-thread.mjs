@@ -2,7 +2,8 @@
 //
 // Node needs about a millisecond for each module it loads, and compiles all of them at each start; one file that is compiled already is
 // what makes `vfiobox run` start quickly. Nothing is changed or left out: each module becomes a function that is called once, in
-// the order of imports. Only the forms of import and export that occur are known; anything else is an error here, not a surprise there.
+// the order of imports. Only the forms of import and export that occur are known; anything else is told here and the
+// modules are loaded one by one.
 //
 //   dist/box-thread.cjs           what the thread starts with
 //   dist/box-thread.joined.cjs    the modules
@@ -93,12 +94,17 @@ function add(file) {
   );
 }
 
-add(entry);
+for (const name of ['box-thread.cjs', 'box-thread.cache']) rmSync(join(dist, name), { force: true });
+try {
+  add(entry);
+} catch (error) {
+  console.error(`vfiobox: the box's thread was not joined, so starts are slower: ${error.message}`);
+  process.exit(0);
+}
 const modules = [...external].map(([target, name]) => `const ${name} = require('${target}');\n`);
 const put = (name, text) => writeFileSync(join(dist, name), text);
 put('box-thread.joined.cjs', `(function (require, here) {\n${modules.join('')}${pieces.join('')}})`);
 put('box-thread.json', JSON.stringify([...numbers.keys()].map((file) => relative(dist, file))));
-rmSync(join(dist, 'box-thread.cache'), { force: true });
 put(
   'box-thread.cjs',
   `'use strict'; // made by scripts/join-thread.mjs

@@ -296,11 +296,10 @@ function readMaps(): string {
   try {
     const pieces: Buffer[] = [];
     const piece = Buffer.alloc(65536);
-    for (let at = 0; ; ) {
+    for (;;) {
       const n = libcRead(fd, piece);
       if (n <= 0) return Buffer.concat(pieces).toString('latin1');
       pieces.push(Buffer.from(piece.subarray(0, n)));
-      at += n;
     }
   } finally {
     closeSync(fd);

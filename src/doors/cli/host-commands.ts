@@ -1,0 +1,113 @@
+/** `vfiobox host ls|groups|check`: the machine of a host file, for people. Nothing of the system is touched. */
+import { type HostConfig, HostFileError, loadHost, Machine, ManualClock } from '../../host/index.ts';
+
+/** Names of classes, by their upper 16 bits; what is missing is shown as a number. */
+const classNames: Readonly<Record<number, string>> = {
+  255: 'Unclassified device',
+  512: 'Ethernet controller',
+  640: 'Network controller',
+  768: 'VGA compatible controller',
+  1408: 'Memory controller',
+  1536: 'Host bridge',
+  1537: 'ISA bridge',
+  1540: 'PCI bridge',
+  1792: 'Serial controller',
+  1920: 'Communication controller',
+  2176: 'System peripheral',
+  2880: 'Co-processor',
+  4608: 'Processing accelerator',
+  65280: 'Unassigned class',
+};
+
+type Fn = ReturnType<Machine['functions']>[number];
+
+const hex = (value: number, digits: number): string => value.toString(16).padStart(digits, '0');
+const shortName = (fn: Fn): string => fn.name.replace(/^0000:/, '');
+
+function describe(fn: Fn): string {
+  const kind = fn.class24 >>> 8;
+  return `${classNames[kind] ?? `Class ${hex(kind, 4)}`}: ${hex(fn.vendor, 4)}:${hex(fn.device, 4)} (rev ${hex(fn.revision, 2)})`;
+}
+
+function build(config: HostConfig): Machine {
+  return new Machine(config, {
+    clock: new ManualClock(),
+    allocateShared: (_name, length) => {
+      const memory = new Uint8Array(length);
+      return { length, bytes: () => memory, revoke() {}, restore() {}, close() {} };
+    },
+    log() {},
+  });
+}
+
+/** One line for each function: address, class, ids, model, driver, group. */
+function list(machine: Machine): string[] {
+  const modelOf = new Map(
+    machine.config.functions.map((fn) => [fn.at.length === 7 ? `0000:${fn.at}` : fn.at, fn.model]),
+  );
+  const rows = machine.functions().map((fn) => {
+    const group = machine.iommu.groupOf(fn)?.id;
+    return [
+      `${shortName(fn)} ${describe(fn)}`,
+      modelOf.get(fn.name) ?? '',
+      machine.drivers.driverOf(fn) ?? '(no driver)',
+      group === undefined ? 'no group' : `group ${group}`,
+    ];
+  });
+  const widths = [0, 1, 2].map((column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows.map((row) =>
+    row
+      .map((cell, i) => cell.padEnd(widths[i] ?? 0))
+      .join('  ')
+      .trimEnd(),
+  );
+}
+
+/** Each group with its members and why each of them is in it. */
+function listGroups(machine: Machine): string[] {
+  const lines: string[] = [];
+  const members = new Map<number, Fn[]>();
+  for (const fn of machine.functions()) {
+    const id = machine.iommu.groupOf(fn)?.id;
+    if (id !== undefined) members.set(id, [...(members.get(id) ?? []), fn]);
+  }
+  for (const [id, functions] of [...members].sort(([a], [b]) => a - b)) {
+    lines.push(`group ${id}`);
+    for (const fn of functions) {
+      const driver = machine.drivers.driverOf(fn) ?? 'no driver';
+      lines.push(`  ${shortName(fn)} ${describe(fn)}, ${driver}`, `    ${machine.iommu.reason(fn)}`);
+    }
+  }
+  const without = machine.functions().filter((fn) => machine.iommu.groupOf(fn) === undefined);
+  if (without.length > 0) lines.push(`without a group: ${without.map(shortName).join(' ')}`);
+  return lines;
+}
+
+function check(machine: Machine): string[] {
+  const functions = machine.functions();
+  const groups = new Set(functions.map((fn) => machine.iommu.groupOf(fn)?.id).filter((id) => id !== undefined));
+  const given = functions.filter((fn) => machine.drivers.driverOf(fn) === 'vfio-pci');
+  return [
+    `'${machine.config.name}' is good: ${functions.length} functions, ${groups.size} IOMMU groups, ${machine.config.iommu.units.length} IOMMU units`,
+    `given to programs (vfio-pci): ${given.length === 0 ? 'none' : given.map(shortName).join(' ')}`,
+  ];
+}
+
+/** Runs one of the commands; the result is the exit status. `fail` prints a message and gives the status of a failure. */
+export function hostCommands(
+  command: string,
+  host: string,
+  out: { write(text: string): unknown },
+  fail: (message: string) => number,
+): number {
+  let lines: string[];
+  try {
+    const machine = build(loadHost(host));
+    lines = command === 'ls' ? list(machine) : command === 'groups' ? listGroups(machine) : check(machine);
+  } catch (error) {
+    if (!(error instanceof HostFileError)) throw error;
+    return fail(error.message);
+  }
+  out.write(`${lines.join('\n')}\n`);
+  return 0;
+}

@@ -1,0 +1,114 @@
+/**
+ * The command line. What a command needs is loaded when it is asked for; the box's thread starts loading before the rest of the line
+ * is read.
+ *
+ * Exit statuses are those of env and timeout: the program's own; 125 vfiobox itself failed or was used wrongly, 126 the program cannot be
+ * executed, 127 it was not found.
+ */
+import type { Worker } from 'node:worker_threads';
+import { startThread } from '../run/thread.ts';
+
+const FAILED = 125;
+
+/** Runs one command; the result is the exit status. */
+export async function main(args: readonly string[]): Promise<number> {
+  let thread: Worker | undefined;
+  // Asking for help needs no box.
+  if (args[0] === 'run' && args.length > 1 && args[1] !== '--help' && args[1] !== '-h') thread = startThread();
+  const { Command, CommanderError, InvalidArgumentError, Option } = await import('commander');
+  let status = 0;
+
+  const wholeNumber = (text: string): number => {
+    if (!/^\d+$/.test(text)) throw new InvalidArgumentError('expected a whole number');
+    return Number(text);
+  };
+  const hostOption = (): InstanceType<typeof Option> =>
+    new Option('--host <file|preset>', 'the machine to show: a host file (JSON or YAML) or a preset').default(
+      'default',
+    );
+
+  const program = new Command('vfiobox')
+    .description('Runs unmodified VFIO programs against a machine in user space: devices, IOMMU, /dev/vfio, sysfs.')
+    .enablePositionalOptions()
+    .exitOverride()
+    .configureOutput({ outputError: (text, write) => write(`vfiobox: ${text.replace(/^error: /, '')}`) });
+
+  program
+    .command('run')
+    .description('Run a program in a box of its own, without root and without hardware')
+    .passThroughOptions()
+    .argument('<program>', 'what to run')
+    .argument('[arguments...]', 'its arguments')
+    .addOption(hostOption())
+    .option('--explain', 'print each refused call with its reason on stderr', false)
+    .option('--trace <file>', 'write every call, map, fault and interrupt to a file, one JSON object a line')
+    .option('--seed <number>', 'seed of everything random in the machine', wholeNumber)
+    .addOption(
+      new Option('--sysfs <way>', 'how /sys is shown: mounted in a namespace, by rewriting paths, or whatever works')
+        .choices(['auto', 'mount', 'rewrite'])
+        .default('auto'),
+    )
+    .addOption(new Option('--check-left', 'print what was left at the end, and fail when it is not nothing').hideHelp())
+    .addOption(new Option('--timings', 'print where the time of the start went').hideHelp())
+    .action(async (name: string, rest: string[], options: RunFlags) => {
+      const { run, RunError } = await import('../run/run.ts');
+      try {
+        status = await run(
+          {
+            host: options.host,
+            explain: options.explain,
+            trace: options.trace,
+            seed: options.seed,
+            sysfs: options.sysfs,
+            checkLeft: options.checkLeft ?? false,
+            timings: options.timings ?? false,
+            command: [name, ...rest],
+          },
+          thread ?? startThread(),
+        );
+      } catch (error) {
+        if (!(error instanceof RunError)) throw error;
+        status = fail(error.message);
+      }
+    });
+
+  const host = program.command('host').description('Look at the machine that programs will see');
+  const hostCommand = (name: string, description: string): void => {
+    host
+      .command(name)
+      .description(description)
+      .addOption(hostOption())
+      .action(async (options: { host: string }) => {
+        const { hostCommands } = await import('./host-commands.ts');
+        status = hostCommands(name, options.host, process.stdout, fail);
+      });
+  };
+  hostCommand('ls', 'list its functions, as lspci does');
+  hostCommand('groups', 'list its IOMMU groups, and why each member is where it is');
+  hostCommand('check', 'check a host file');
+
+  try {
+    await program.parseAsync([...args], { from: 'user' });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    // Help and version were asked for; everything else is wrong usage.
+    status = error.exitCode === 0 ? 0 : FAILED;
+  }
+  await thread?.terminate();
+  return status;
+}
+
+interface RunFlags {
+  host: string;
+  explain: boolean;
+  trace?: string;
+  seed?: number;
+  sysfs: 'auto' | 'mount' | 'rewrite';
+  checkLeft?: boolean;
+  timings?: boolean;
+}
+
+function fail(message: string): number {
+  process.stderr.write(`vfiobox: ${message}\n`);
+  return FAILED;
+}

@@ -1,0 +1,243 @@
+/**
+ * Call connections: one per thread of a program. Listening, HELLO, one request after the other, the wait for descriptors, the end.
+ *
+ * The library sends its next request only after the answer, so one message is taken per event. A client that sends ahead is served too, when
+ * the box is idle: it only makes itself wait.
+ */
+import {
+  accept,
+  closeDescriptor,
+  EAGAIN,
+  EPOLLHUP,
+  EPOLLRDHUP,
+  listenOn,
+  type PollSource,
+  peerOf,
+  receive,
+  receiveDescriptors,
+} from '../../sys/index.ts';
+import type { CallDoor } from './call-door.ts';
+import type { EventLoop } from './event-loop.ts';
+import type { Processes, Program } from './processes.ts';
+import { LONGEST_PAYLOAD, OP_FDS, OP_HELLO, PROTOCOL_VERSION, REQUEST_HEADER } from './protocol.ts';
+import { say } from './reporter.ts';
+
+const LONGEST_REQUEST = REQUEST_HEADER + LONGEST_PAYLOAD;
+/** How often one call may ask for descriptors: an array of interrupts takes one round for each. */
+const MOST_ROUNDS = 4096;
+const none = new Map<number, number>();
+
+export class Connections {
+  readonly #loop: EventLoop;
+  readonly #door: CallDoor;
+  readonly #processes: Processes;
+  readonly #listener: number;
+  readonly #slot: number;
+  readonly #all = new Set<CallConnection>();
+  /** Served since the last idle moment. */
+  readonly #recent = new Set<CallConnection>();
+  #toldVersion = false;
+
+  /** Listens on `path`. SystemError. */
+  constructor(loop: EventLoop, door: CallDoor, processes: Processes, path: string) {
+    this.#loop = loop;
+    this.#door = door;
+    this.#processes = processes;
+    this.#listener = listenOn(path);
+    this.#slot = loop.add(this.#listener, { ready: () => this.#accept() });
+  }
+
+  get count(): number {
+    return this.#all.size;
+  }
+
+  /** Nothing happens: look for messages that were sent ahead. */
+  idle(): void {
+    for (const connection of this.#recent) connection.catchUp();
+    this.#recent.clear();
+  }
+
+  closeAll(): void {
+    for (const connection of [...this.#all]) connection.close();
+    this.#loop.remove(this.#listener, this.#slot);
+    closeDescriptor(this.#listener);
+  }
+
+  #accept(): void {
+    for (;;) {
+      const fd = accept(this.#listener);
+      // ECONNABORTED and EMFILE leave the rest for the next event.
+      if (fd < 0) return;
+      const connection = new CallConnection(fd, this.#loop, this.#door, {
+        join: (word, version) => this.#join(fd, word, version),
+        leave: (program) => this.#processes.leave(program),
+        served: (it) => this.#recent.add(it),
+        closed: (it) => {
+          this.#all.delete(it);
+          this.#recent.delete(it);
+        },
+      });
+      this.#all.add(connection);
+      connection.start();
+    }
+  }
+
+  #join(fd: number, word: bigint, version: number): Program | undefined {
+    if (version !== PROTOCOL_VERSION) {
+      if (!this.#toldVersion) {
+        this.#toldVersion = true;
+        say(
+          `vfiobox: the library in the program speaks version ${version} of the protocol and the box version ` +
+            `${PROTOCOL_VERSION}; build both anew (node scripts/build-native.mjs)\n`,
+        );
+      }
+      return undefined;
+    }
+    const { pid, uid } = peerOf(fd);
+    return this.#processes.join(pid, uid, word);
+  }
+}
+
+interface ConnectionOwner {
+  join(word: bigint, version: number): Program | undefined;
+  leave(program: Program): void;
+  served(connection: CallConnection): void;
+  closed(connection: CallConnection): void;
+}
+
+/** A call that waits for descriptors. */
+interface Parked {
+  readonly request: Uint8Array;
+  /** The numbers that were asked for, in order. */
+  numbers: readonly number[];
+  readonly fetched: Map<number, number>;
+  rounds: number;
+}
+
+class CallConnection implements PollSource {
+  readonly #fd: number;
+  readonly #loop: EventLoop;
+  readonly #door: CallDoor;
+  readonly #owner: ConnectionOwner;
+  #slot = -1;
+  #program: Program | undefined;
+  #parked: Parked | undefined;
+  #isRecent = false;
+  #isClosed = false;
+
+  constructor(fd: number, loop: EventLoop, door: CallDoor, owner: ConnectionOwner) {
+    this.#fd = fd;
+    this.#loop = loop;
+    this.#door = door;
+    this.#owner = owner;
+  }
+
+  start(): void {
+    this.#slot = this.#loop.add(this.#fd, this);
+    if (this.#slot < 0) this.close();
+  }
+
+  ready(events: number): void {
+    // A new connection brings HELLO and the first request together; an end may lie behind a last request.
+    const drain = this.#program === undefined || (events & (EPOLLRDHUP | EPOLLHUP)) !== 0;
+    while (this.#takeOne() && (drain || this.#parked !== undefined)) {}
+    if (!this.#isRecent && !this.#isClosed) {
+      this.#isRecent = true;
+      this.#owner.served(this);
+    }
+  }
+
+  catchUp(): void {
+    this.#isRecent = false;
+    while (this.#takeOne()) {}
+  }
+
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    if (this.#slot >= 0) this.#loop.remove(this.#fd, this.#slot);
+    closeDescriptor(this.#fd);
+    if (this.#parked !== undefined) this.#unpark(this.#parked);
+    if (this.#program !== undefined) this.#owner.leave(this.#program);
+    this.#owner.closed(this);
+  }
+
+  /** Takes one message. False: there was none, or the connection has ended. */
+  #takeOne(): boolean {
+    if (this.#isClosed) return false;
+    if (this.#parked !== undefined) return this.#takeDescriptors(this.#parked);
+    const request = this.#door.request;
+    const n = receive(this.#fd, request.address, LONGEST_REQUEST);
+    if (n === -EAGAIN) return false;
+    if (n < REQUEST_HEADER || n > LONGEST_REQUEST) {
+      this.close();
+      return false;
+    }
+    const program = this.#program;
+    if (program === undefined) return this.#hello();
+    const outcome = this.#door.serve(this.#fd, program, n, none);
+    if (outcome === 'asked') this.#park(n);
+    else if (outcome === 'broken') this.close();
+    return !this.#isClosed;
+  }
+
+  #hello(): boolean {
+    const { u32, view } = this.#door.request;
+    if (u32[0] === OP_HELLO) this.#program = this.#owner.join(view.getBigUint64(16, true), u32[6]!);
+    if (this.#program === undefined) this.close();
+    return !this.#isClosed;
+  }
+
+  #park(length: number): void {
+    this.#parked = {
+      request: this.#door.request.bytes.slice(0, length),
+      numbers: this.#asked(),
+      fetched: new Map(),
+      rounds: 0,
+    };
+  }
+
+  /** What the ASK in the reply buffer asks for. */
+  #asked(): number[] {
+    const { s32 } = this.#door.reply;
+    return Array.from({ length: s32[6]! / 4 }, (_, i) => s32[8 + i]!);
+  }
+
+  /** The message that carries descriptors; then the call again. */
+  #takeDescriptors(parked: Parked): boolean {
+    const request = this.#door.request;
+    const came: number[] = [];
+    const n = receiveDescriptors(this.#fd, request.address, LONGEST_REQUEST, came);
+    if (n === -EAGAIN) return false;
+    const { numbers } = parked;
+    const isGood =
+      n === REQUEST_HEADER + numbers.length * 4 &&
+      request.u32[0] === OP_FDS &&
+      numbers.filter((_, i) => request.s32[REQUEST_HEADER / 4 + i] === 0).length === came.length;
+    if (!isGood || ++parked.rounds > MOST_ROUNDS) {
+      for (const fd of came) closeDescriptor(fd);
+      this.close();
+      return false;
+    }
+    for (const [i, number] of numbers.entries()) {
+      const isOpen = request.s32[REQUEST_HEADER / 4 + i] === 0;
+      parked.fetched.set(number, isOpen ? came.shift()! : -1);
+    }
+    request.bytes.set(parked.request);
+    const outcome = this.#door.serve(this.#fd, this.#program!, parked.request.length, parked.fetched);
+    if (outcome === 'asked') {
+      parked.numbers = this.#asked();
+      return true;
+    }
+    this.#parked = undefined;
+    this.#unpark(parked);
+    if (outcome === 'broken') this.close();
+    return !this.#isClosed;
+  }
+
+  #unpark(parked: Parked): void {
+    this.#parked = undefined;
+    for (const fd of parked.fetched.values()) if (fd >= 0) closeDescriptor(fd);
+    parked.fetched.clear();
+  }
+}

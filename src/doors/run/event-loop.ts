@@ -1,0 +1,130 @@
+/**
+ * The box's own loop, in place of Node's: descriptors by edge-triggered polling, timers, and a moment when nothing happens.
+ *
+ * It never returns to Node while the box runs, so nothing here may wait for a promise.
+ */
+import type { Clock } from '../../host/index.ts';
+import { Poller, type PollSource } from '../../sys/index.ts';
+
+interface Timer {
+  readonly at: number;
+  readonly sequence: number;
+  action: (() => void) | undefined;
+}
+
+const IDLE_AFTER_MS = 10;
+
+export class EventLoop implements Clock {
+  /** Called once after each burst of events, when nothing has happened for some milliseconds. */
+  onIdle: () => void = () => {};
+  readonly #poller = new Poller();
+  readonly #start = performance.now();
+  /** A binary heap, the earliest first. */
+  readonly #timers: Timer[] = [];
+  #sequence = 0;
+  #stopped = false;
+
+  now(): number {
+    return Math.round((performance.now() - this.#start) * 1e6);
+  }
+
+  after(nanoseconds: number, action: () => void): () => void {
+    const timer: Timer = { at: this.now() + Math.max(nanoseconds, 0), sequence: this.#sequence++, action };
+    this.#push(timer);
+    return () => {
+      timer.action = undefined;
+    };
+  }
+
+  /** Hears of `fd` from now on; the result is needed to stop. Minus the errno on failure. */
+  add(fd: number, source: PollSource): number {
+    return this.#poller.add(fd, source);
+  }
+
+  remove(fd: number, slot: number): void {
+    this.#poller.remove(fd, slot);
+  }
+
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  /** Runs until `stop`. */
+  run(): void {
+    let isIdle = false;
+    while (!this.#stopped) {
+      const count = this.#poller.run(this.#timers.length === 0 ? (isIdle ? -1 : IDLE_AFTER_MS) : this.#wait(isIdle));
+      if (this.#timers.length > 0) this.#expire();
+      if (count > 0) isIdle = false;
+      else if (!isIdle) {
+        isIdle = true;
+        this.onIdle();
+      }
+    }
+  }
+
+  close(): void {
+    this.#poller.close();
+  }
+
+  /** Milliseconds until the next timer, rounded up: never early, and at most a millisecond late. */
+  #wait(isIdle: boolean): number {
+    while (this.#timers.length > 0 && this.#timers[0]!.action === undefined) this.#pop();
+    if (this.#timers.length === 0) return isIdle ? -1 : IDLE_AFTER_MS;
+    const left = Math.ceil((this.#timers[0]!.at - this.now()) / 1e6);
+    const wait = Math.min(Math.max(left, 0), 60_000);
+    return isIdle ? wait : Math.min(wait, IDLE_AFTER_MS);
+  }
+
+  #expire(): void {
+    const now = this.now();
+    // Timers set by these actions wait for the next round: a device cannot keep the loop for itself.
+    const end = this.#sequence;
+    const later: Timer[] = [];
+    while (this.#timers.length > 0 && this.#timers[0]!.at <= now) {
+      const timer = this.#pop();
+      if (timer.sequence >= end) later.push(timer);
+      else {
+        const action = timer.action;
+        timer.action = undefined;
+        action?.();
+      }
+    }
+    for (const timer of later) this.#push(timer);
+  }
+
+  #push(timer: Timer): void {
+    const heap = this.#timers;
+    let i = heap.push(timer) - 1;
+    while (i > 0) {
+      const parent = (i - 1) >> 1;
+      if (!isEarlier(timer, heap[parent]!)) break;
+      heap[i] = heap[parent]!;
+      i = parent;
+    }
+    heap[i] = timer;
+  }
+
+  #pop(): Timer {
+    const heap = this.#timers;
+    const first = heap[0]!;
+    const last = heap.pop()!;
+    const length = heap.length;
+    if (length === 0) return first;
+    let i = 0;
+    for (;;) {
+      let child = 2 * i + 1;
+      if (child >= length) break;
+      if (child + 1 < length && isEarlier(heap[child + 1]!, heap[child]!)) child++;
+      if (!isEarlier(heap[child]!, last)) break;
+      heap[i] = heap[child]!;
+      i = child;
+    }
+    heap[i] = last;
+    return first;
+  }
+}
+
+function isEarlier(a: Timer, b: Timer): boolean {
+  return a.at < b.at || (a.at === b.at && a.sequence < b.sequence);
+}
