@@ -146,6 +146,15 @@ test('the poller tells events in the order in which they happened', () => {
   assert.equal(heard[1]![1], EPOLLIN);
   assert.equal(poller.run(0), 0, 'each event is told once');
   poller.remove(handle.ours, handle.slot);
+  send(call.theirs, buffer.address, 1);
+  send(call.theirs, buffer.address, 1);
+  assert.equal(poller.run(0), 1);
+  assert.equal(poller.run(0), 0);
+  poller.rearm(call.ours, call.slot);
+  assert.equal(poller.run(0), 1, 'told again, because there is something left');
+  while (receive(call.ours, buffer.address, 10) > 0) {}
+  poller.rearm(call.ours, call.slot);
+  assert.equal(poller.run(0), 0);
   poller.remove(call.ours, call.slot);
   send(call.theirs, buffer.address, 1);
   assert.equal(poller.run(0), 0, 'a removed source is not told');

@@ -3,7 +3,8 @@
  *
  * Events come in the order in which things happened: edge-triggered entries are queued when they become ready and not before, so the end of
  * file of a descriptor that a program closed is seen before the call that the program made afterwards. The price: a source hears once
- * of everything that is there.
+ * of everything that is there. Who relies on the order takes one message for each event and no more, or a later message would
+ * be taken on account of an event that is older than what came between.
  *
  * Events are matched by slot and generation, never by descriptor number: a number is reused as soon as it is closed.
  */
@@ -20,6 +21,7 @@ export const EPOLLRDHUP = 0x2000;
 const EPOLLET = 0x8000_0000;
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
+const EPOLL_CTL_MOD = 3;
 const EPOLL_CLOEXEC = 0o2000000;
 
 const BATCH = 128;
@@ -44,16 +46,17 @@ export class Poller {
   add(fd: number, source: PollSource): number {
     const slot = this.#free.pop() ?? this.#sources.push(undefined) - 1;
     this.#generations[slot] ??= 1;
-    const u32 = this.#control.u32;
-    u32[0] = EPOLLIN | EPOLLRDHUP | EPOLLET;
-    this.#control.view.setUint32(DATA, slot, true);
-    this.#control.view.setUint32(DATA + 4, this.#generations[slot]!, true);
-    if (libc.epoll_ctl(this.#epfd, EPOLL_CTL_ADD, fd, this.#control.address) < 0) {
+    if (this.#set(EPOLL_CTL_ADD, fd, slot) < 0) {
       this.#free.push(slot);
       return -libc.lastErrno();
     }
     this.#sources[slot] = source;
     return slot;
+  }
+
+  /** Tells the source again, in its turn, if there is something to read. */
+  rearm(fd: number, slot: number): void {
+    this.#set(EPOLL_CTL_MOD, fd, slot);
   }
 
   /** Before `fd` is closed. Events that wait for this source are dropped. */
@@ -91,5 +94,13 @@ export class Poller {
 
   close(): void {
     libc.close(this.#epfd);
+  }
+
+  #set(operation: number, fd: number, slot: number): number {
+    const { u32, view, address } = this.#control;
+    u32[0] = EPOLLIN | EPOLLRDHUP | EPOLLET;
+    view.setUint32(DATA, slot, true);
+    view.setUint32(DATA + 4, this.#generations[slot]!, true);
+    return libc.epoll_ctl(this.#epfd, operation, fd, address);
   }
 }

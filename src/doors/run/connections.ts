@@ -1,8 +1,10 @@
 /**
  * Call connections: one per thread of a program. Listening, HELLO, one request after the other, the wait for descriptors, the end.
  *
- * The library sends its next request only after the answer, so one message is taken per event. A client that sends ahead is served too, when
- * the box is idle: it only makes itself wait.
+ * Exactly one message is taken for each event, so that calls are served in the order in which things happened in the program: the end of
+ * file of a closed descriptor comes before the call that was made after the close. The library sends its next request only after
+ * the answer. Where two messages may have come with one event (after HELLO, or from a client that sends ahead), the connection asks to be
+ * told again.
  */
 import {
   accept,
@@ -138,18 +140,18 @@ class CallConnection implements PollSource {
   }
 
   ready(events: number): void {
-    // A new connection brings HELLO and the first request together; an end may lie behind a last request.
-    const drain = this.#program === undefined || (events & (EPOLLRDHUP | EPOLLHUP)) !== 0;
-    while (this.#takeOne() && (drain || this.#parked !== undefined)) {}
+    const isEnding = (events & (EPOLLRDHUP | EPOLLHUP)) !== 0;
+    while (this.#takeOne() && isEnding) {}
     if (!this.#isRecent && !this.#isClosed) {
       this.#isRecent = true;
       this.#owner.served(this);
     }
   }
 
+  /** Asks to be told of messages that came together with others. */
   catchUp(): void {
     this.#isRecent = false;
-    while (this.#takeOne()) {}
+    this.#loop.rearm(this.#fd, this.#slot);
   }
 
   close(): void {
@@ -185,6 +187,7 @@ class CallConnection implements PollSource {
     const { u32, view } = this.#door.request;
     if (u32[0] === OP_HELLO) this.#program = this.#owner.join(view.getBigUint64(16, true), u32[6]!);
     if (this.#program === undefined) this.close();
+    else this.#loop.rearm(this.#fd, this.#slot);
     return !this.#isClosed;
   }
 

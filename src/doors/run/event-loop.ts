@@ -45,6 +45,11 @@ export class EventLoop implements Clock {
     this.#poller.remove(fd, slot);
   }
 
+  /** Tells the source again, in its turn, if there is something to read. */
+  rearm(fd: number, slot: number): void {
+    this.#poller.rearm(fd, slot);
+  }
+
   stop(): void {
     this.#stopped = true;
   }
