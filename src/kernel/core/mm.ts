@@ -14,6 +14,9 @@ import { Errno } from '../../lib/errno.ts';
 import type { UserMemory, Vma } from './user-memory.ts';
 
 const LEAF_PAGES = 512;
+/** Leaves of chunks that went, which are all zero then: programs that map and unmap one buffer over and over need no new ones. */
+const spareLeaves: Uint32Array[] = [];
+const SPARE_LEAVES = 64;
 
 /** A gigabyte of one address space: its physical block and how often each page is pinned. */
 class Chunk {
@@ -117,6 +120,7 @@ export class Mm {
       this.#count(chunk, within, part, -1);
       if (chunk.pins === 0) {
         this.#chunks.delete(index);
+        for (const leaf of chunk.leaves.values()) if (spareLeaves.length < SPARE_LEAVES) spareLeaves.push(leaf);
         this.#physical.removeBlock(chunk.firstPage);
       }
       at += part;
@@ -183,7 +187,7 @@ export class Mm {
       const stop = Math.min(end, (index + 1) * LEAF_PAGES);
       let leaf = chunk.leaves.get(index);
       if (leaf === undefined) {
-        leaf = new Uint32Array(LEAF_PAGES);
+        leaf = spareLeaves.pop() ?? new Uint32Array(LEAF_PAGES);
         chunk.leaves.set(index, leaf);
       }
       for (; at < stop; at++) {

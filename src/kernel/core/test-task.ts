@@ -218,6 +218,9 @@ export class TestMemoryFile extends File {
 const identities = new WeakMap<TestMemoryFile, string>();
 let nextIdentity = 1;
 
+/** Where `ioctl` puts arguments: out of the way of what tests map. */
+const SCRATCH = 0x6000_0000_0000;
+
 export interface TestTaskOptions {
   pid?: number;
   name?: string;
@@ -317,7 +320,7 @@ export class TestTask implements Task {
   ioctl(file: File, request: number, argument: Uint8Array | bigint | number = 0n): number {
     let address: bigint;
     if (argument instanceof Uint8Array) {
-      if (this.#scratch === 0) this.#scratch = this.memory.map(1 << 20);
+      if (this.#scratch === 0) this.#scratch = this.memory.map(1 << 20, SCRATCH);
       this.memory.write(this.#scratch, argument);
       address = BigInt(this.#scratch);
     } else address = BigInt(argument);

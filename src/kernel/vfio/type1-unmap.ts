@@ -63,7 +63,16 @@ function notifyUnmap(type1: Type1, dma: Dma): void {
 
 export function unmapDma(type1: Type1, task: Task, argument: bigint): number {
   const size = vfio_iommu_type1_dma_unmap.size;
-  const unmap = vfio_iommu_type1_dma_unmap.read(copyFromUser(task, argument, size));
+  const { offsets } = vfio_iommu_type1_dma_unmap;
+  const bytes = copyFromUser(task, argument, size);
+  const view = new DataView(bytes.buffer);
+  // Field by field, as MAP: called as often.
+  const unmap = {
+    argsz: view.getUint32(offsets.argsz, true),
+    flags: view.getUint32(offsets.flags, true),
+    iova: view.getBigUint64(offsets.iova, true),
+    size: view.getBigUint64(offsets.size, true),
+  };
   if (unmap.argsz < size)
     throw new Errno('EINVAL', `argsz ${unmap.argsz} is less than the ${size} bytes of the structure`);
   if ((unmap.flags & ~KNOWN_FLAGS) !== 0) {
@@ -83,8 +92,9 @@ export function unmapDma(type1: Type1, task: Task, argument: bigint): number {
     bitmap = vfio_bitmap.read(copyFromUser(task, argument + BigInt(size), vfio_bitmap.size));
     checkBitmap(bitmap, unmap.size);
   }
-  unmap.size = BigInt(unmapRange(type1, task, unmap, { isAll, isVaddr, bitmap })) << 12n;
-  copyToUser(task, argument, vfio_iommu_type1_dma_unmap.write(unmap));
+  const pages = unmapRange(type1, task, unmap, { isAll, isVaddr, bitmap });
+  view.setBigUint64(offsets.size, BigInt(pages) << 12n, true);
+  copyToUser(task, argument, bytes);
   return 0;
 }
 

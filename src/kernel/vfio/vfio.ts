@@ -42,7 +42,7 @@ export class VfioCore implements GroupHost {
   readonly #groups = new Map<number, VfioGroup>();
   readonly #registrations = new Map<VfioDevice, Registration>();
   readonly #indexes = new IdTable<VfioDevice>(0);
-  readonly #minors = new IdTable<VfioGroup | 'new'>(0);
+  readonly #minors = new IdTable<VfioGroup>(0);
 
   constructor(options: Partial<VfioOptions> = {}) {
     this.options = {
