@@ -59,7 +59,8 @@ export class Golden {
     const caps = line!.caps?.map((cap, i) => ({ ...cap, data: cap.data.slice(0, got.caps?.[i]?.data.length) }));
     if (caps !== undefined) line!.caps = caps;
     const expected: Record<string, unknown> = { e: line!.e };
-    for (const key of Object.keys(got)) expected[key] = (line as unknown as Record<string, unknown>)[key] ?? (key === 'e' ? '' : undefined);
+    for (const key of Object.keys(got))
+      expected[key] = (line as unknown as Record<string, unknown>)[key] ?? (key === 'e' ? '' : undefined);
     if (typeof result === 'number' && line!.rc !== 'fd' && line!.rc !== result)
       this.#differences.push(`${name}: ${result}, not ${line!.rc}`);
     this.compared++;
