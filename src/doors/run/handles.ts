@@ -21,6 +21,8 @@ import {
 import type { EventLoop } from './event-loop.ts';
 import { LONGEST_PAYLOAD } from './protocol.ts';
 
+const POLLIN = 1;
+
 export interface Handle {
   readonly id: number;
   readonly file: File;
@@ -47,13 +49,14 @@ export class Handles {
   readonly #events: HandleEvents;
   readonly #handles = new Map<number, Handle & { fd: number; slot: number }>();
   readonly #buffer = new Region(LONGEST_PAYLOAD);
+  readonly #wake = new Region(1);
   readonly #pair = { ours: -1, theirs: -1 };
   #next = 1;
 
   constructor(loop: EventLoop, events: HandleEvents) {
     this.#loop = loop;
     this.#events = events;
-    this.#buffer.bytes[0] = 0x30;
+    this.#wake.bytes[0] = 0x30;
   }
 
   get count(): number {
@@ -91,9 +94,8 @@ export class Handles {
       file.release();
       throw new Errno('ENFILE', 'the box cannot watch one more handle');
     }
-    // poll() on the program's end then says "readable and writable", as on the kernel's files.
-    this.#buffer.bytes[0] = 0x30;
-    send(fd, this.#buffer.address, 1);
+    // poll() on the program's end then says "readable and writable", as on the kernel's files that have nothing to wait for.
+    if ((file.poll() & POLLIN) !== 0) send(fd, this.#wake.address, 1);
     this.#handles.set(id, handle);
     return pair.theirs;
   }
