@@ -10,10 +10,14 @@
  */
 import type { PhysicalMemory } from '../../hw/memory/physical-memory.ts';
 import { Errno } from '../../lib/errno.ts';
+import { Failpoint } from '../../lib/failpoint.ts';
 import { hex } from '../../lib/pages.ts';
 import { Mm, type Run } from '../core/mm.ts';
 import type { MemoryFile, Task } from '../core/task.ts';
 import { CoverCount } from './cover-count.ts';
+
+const pinFails = new Failpoint('iommufd:pin', 'EFAULT');
+const chargeFails = new Failpoint('iommufd:account', 'ENOMEM');
 
 /** Pages locked by one user, in all processes. */
 export class LockedMemory {
@@ -166,6 +170,7 @@ export class Pages {
       fresh += length;
     });
     if (fresh > 0) {
+      pinFails.hit();
       this.charge(fresh);
       this.#cover.forEachRun(first, count, 0, (at, length) => this.#mm!.pin(this.firstPage + at, length));
     }
@@ -246,6 +251,7 @@ export class Pages {
 
 /** Charges `count` pages to a program. ENOMEM: beyond RLIMIT_MEMLOCK. */
 export function chargePages(task: Task, account: PagesAccount, userLocked: LockedMemory, count: number): void {
+  chargeFails.hit();
   const locked = account === 'user' ? userLocked.pages : task.mm.lockedPages;
   const limit = Math.floor(task.memlockLimit() / 4096);
   if (account !== 'none' && locked + count > limit) {
