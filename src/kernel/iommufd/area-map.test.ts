@@ -9,7 +9,9 @@ const area = (first: bigint, last: bigint): Placed => ({
   first,
   last,
   firstPage: Number(first >> 12n),
+  firstOffset: Number(first & 0xfffn),
   lastPage: Number(last >> 12n),
+  lastOffset: Number(last & 0xfffn),
 });
 
 /** Addresses that meet: few pages, odd bytes, both ends of the space. */

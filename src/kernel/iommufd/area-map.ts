@@ -7,18 +7,25 @@
  */
 const FULL = 128;
 
-/** Both ends included, in bytes and in pages. */
+/** Both ends included, as addresses and as page and byte in the page. */
 export interface Placed {
   readonly first: bigint;
   readonly last: bigint;
   readonly firstPage: number;
+  readonly firstOffset: number;
   readonly lastPage: number;
+  readonly lastOffset: number;
 }
 
 interface Leaf<A extends Placed> {
   areas: A[];
-  /** No hole between two areas of the leaf spans more pages than this, ends counted. */
+  /** No hole between two areas of the leaf is wider than this, in bytes. */
   widestHole: number;
+}
+
+/** The hole between neighbours in bytes; beyond 2^53 not to the byte. */
+function width(before: Placed, after: Placed): number {
+  return (after.firstPage - before.lastPage) * 4096 + after.firstOffset - before.lastOffset - 1;
 }
 
 export class AreaMap<A extends Placed> {
@@ -39,13 +46,15 @@ export class AreaMap<A extends Placed> {
     const index = Math.max(0, this.#leafOf(area.firstPage, area.first));
     const leaf = this.#leaves[index]!;
     const at = floor(leaf.areas, area.firstPage, area.first) + 1;
+    const { areas } = leaf;
     // A new first or last area opens a hole towards its neighbour; one in between only makes a hole smaller.
-    if (at === 0 || at === leaf.areas.length) leaf.widestHole = Number.POSITIVE_INFINITY;
-    leaf.areas.splice(at, 0, area);
-    if (leaf.areas.length <= FULL) return;
+    if (at === 0) leaf.widestHole = Math.max(leaf.widestHole, width(area, areas[0]!));
+    if (at === areas.length) leaf.widestHole = Math.max(leaf.widestHole, width(areas[at - 1]!, area));
+    areas.splice(at, 0, area);
+    if (areas.length <= FULL) return;
     // Programs mostly map upwards: then the full leaf stays full and a new one begins.
     const keep = at === FULL && index === this.#leaves.length - 1 ? FULL : FULL / 2;
-    this.#leaves.splice(index + 1, 0, { areas: leaf.areas.splice(keep), widestHole: Number.POSITIVE_INFINITY });
+    this.#leaves.splice(index + 1, 0, { areas: areas.splice(keep), widestHole: leaf.widestHole });
   }
 
   remove(area: A): void {
@@ -53,10 +62,12 @@ export class AreaMap<A extends Placed> {
     const leaf = this.#leaves[index];
     const at = leaf === undefined ? -1 : floor(leaf.areas, area.firstPage, area.first);
     if (leaf === undefined || leaf.areas[at] !== area) throw new Error(`No such area at 0x${area.first.toString(16)}`);
-    leaf.areas.splice(at, 1);
-    leaf.widestHole = Number.POSITIVE_INFINITY;
+    const { areas } = leaf;
+    areas.splice(at, 1);
     this.#size--;
-    if (leaf.areas.length === 0) this.#leaves.splice(index, 1);
+    if (areas.length === 0) this.#leaves.splice(index, 1);
+    else if (at > 0 && at < areas.length)
+      leaf.widestHole = Math.max(leaf.widestHole, width(areas[at - 1]!, areas[at]!));
   }
 
   /** The first area with a byte in `[first, last]`. */
@@ -89,40 +100,38 @@ export class AreaMap<A extends Placed> {
    * whether it did.
    */
   someHole(first: bigint, last: bigint, length: bigint, callback: (first: bigint, last: bigint) => boolean): boolean {
-    const pages = Number(length >> 12n);
+    // Only holes that may be wide enough are looked at exactly; the factor makes up for what a number rounds.
+    const enough = Number(length) * 0.999_999;
     const offer = (from: bigint, to: bigint): boolean => {
       const start = from < first ? first : from;
       const end = to > last ? last : to;
       return end - start + 1n >= length && callback(start, end);
     };
-    // `from`: the byte after the last area that was passed.
-    let from = 0n;
-    let fromPage = 0;
+    const firstPage = Number(first >> 12n);
+    const lastPage = Number(last >> 12n);
+    let before: A | undefined;
     for (const leaf of this.#leaves) {
-      const head = leaf.areas[0]!;
-      const tail = leaf.areas[leaf.areas.length - 1]!;
-      if (tail.last < first) {
-        from = tail.last + 1n;
-        fromPage = tail.lastPage;
-        continue;
-      }
-      if (from > last) return false;
-      if (head.firstPage - fromPage >= pages && head.first > from && offer(from, head.first - 1n)) return true;
-      if (leaf.widestHole >= pages) {
-        let widest = 0;
-        for (let i = 1; i < leaf.areas.length; i++) {
-          const before = leaf.areas[i - 1]!;
-          const after = leaf.areas[i]!;
-          const width = after.firstPage - before.lastPage;
-          if (width > widest) widest = width;
-          if (width >= pages && after.first > before.last + 1n && offer(before.last + 1n, after.first - 1n))
-            return true;
+      const { areas } = leaf;
+      const tail = areas[areas.length - 1]!;
+      if (tail.lastPage >= firstPage) {
+        if (before !== undefined && before.lastPage > lastPage) return false;
+        const head = areas[0]!;
+        if (before === undefined ? head.first > 0n : width(before, head) >= enough) {
+          if (offer(before === undefined ? 0n : before.last + 1n, head.first - 1n)) return true;
         }
-        leaf.widestHole = widest;
+        if (leaf.widestHole >= enough) {
+          let widest = 0;
+          for (let i = 1; i < areas.length; i++) {
+            const hole = width(areas[i - 1]!, areas[i]!);
+            if (hole > widest) widest = hole;
+            if (hole >= enough && offer(areas[i - 1]!.last + 1n, areas[i]!.first - 1n)) return true;
+          }
+          leaf.widestHole = widest;
+        }
       }
-      from = tail.last + 1n;
-      fromPage = tail.lastPage;
+      before = tail;
     }
+    const from = before === undefined ? 0n : before.last + 1n;
     return from <= last && offer(from, last);
   }
 

@@ -26,7 +26,9 @@ export class Area implements Placed {
   readonly first: bigint;
   readonly last: bigint;
   readonly firstPage: number;
+  readonly firstOffset: number;
   readonly lastPage: number;
+  readonly lastOffset: number;
   readonly pages: Pages;
   /** Where it starts in `pages`: index and byte within that page. */
   readonly firstIndex: number;
@@ -46,7 +48,9 @@ export class Area implements Placed {
     this.first = iova;
     this.last = iova + length - 1n;
     this.firstPage = pageOf(this.first);
+    this.firstOffset = Number(this.first & 0xfffn);
     this.lastPage = pageOf(this.last);
+    this.lastOffset = Number(this.last & 0xfffn);
     this.pages = pages;
     this.firstIndex = firstIndex;
     this.pageOffset = pageOffset;

@@ -125,7 +125,12 @@ export class IommufdFile extends File {
     if (userSize < op.minimum)
       throw new Errno('EINVAL', `size ${userSize}; the structure has at least ${op.minimum} bytes`);
     if (userSize > op.size) checkTail(task, argument + BigInt(op.size), userSize - op.size);
-    const bytes = copyFromUser(task, argument, Math.min(userSize, op.size));
+    let bytes = copyFromUser(task, argument, Math.min(userSize, op.size));
+    if (bytes.length < op.size) {
+      const known = bytes;
+      bytes = new Uint8Array(op.size);
+      bytes.set(known);
+    }
     return op.execute(this.context, task, bytes, argument, userSize) ?? 0;
   }
 

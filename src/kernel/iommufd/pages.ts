@@ -123,7 +123,10 @@ export class Pages {
   /** Pages pinned and charged now. */
   pinned = 0;
   readonly #userLocked: LockedMemory;
-  readonly #cover = new CoverCount();
+  /** The one range that is held, as long as there is only one; then `#cover` counts. */
+  #heldFirst = 0;
+  #heldCount = 0;
+  #cover: CoverCount | undefined;
   readonly #mm: Mm | undefined;
   readonly #release: (() => void) | undefined;
   #task: Task;
@@ -164,28 +167,40 @@ export class Pages {
    * device's. EINVAL: no such pages in the file. ENOMEM: beyond RLIMIT_MEMLOCK. On failure nothing is held.
    */
   hold(first: number, count: number): void {
-    let fresh = 0;
-    this.#cover.forEachRun(first, count, 0, (at, length) => {
-      this.#check(at, length);
-      fresh += length;
-    });
-    if (fresh > 0) {
-      pinFails.hit();
-      this.charge(fresh);
-      this.#cover.forEachRun(first, count, 0, (at, length) => this.#mm!.pin(this.firstPage + at, length));
+    if (this.#cover === undefined && this.#heldCount === 0) {
+      this.#pin([{ first, count }], count);
+      this.#heldFirst = first;
+      this.#heldCount = count;
+      return;
     }
-    this.#cover.add(first, count);
+    const cover = this.#covered();
+    const fresh: { first: number; count: number }[] = [];
+    let sum = 0;
+    cover.forEachRun(first, count, 0, (at, length) => {
+      fresh.push({ first: at, count: length });
+      sum += length;
+    });
+    if (sum > 0) this.#pin(fresh, sum);
+    cover.add(first, count);
   }
 
   /** Ends one `hold`. */
   letGo(first: number, count: number): void {
+    if (this.#cover === undefined && this.#heldFirst === first && this.#heldCount === count) {
+      this.#heldCount = 0;
+      this.#mm!.unpin(this.firstPage + first, count);
+      this.uncharge(count);
+      return;
+    }
+    const cover = this.#covered();
+    cover.remove(first, count);
     let gone = 0;
-    this.#cover.remove(first, count);
-    this.#cover.forEachRun(first, count, 0, (at, length) => {
+    cover.forEachRun(first, count, 0, (at, length) => {
       this.#mm!.unpin(this.firstPage + at, length);
       gone += length;
     });
     if (gone > 0) this.uncharge(gone);
+    if (this.pinned === 0) this.#cover = undefined;
   }
 
   /** Where held pages are physically. */
@@ -229,6 +244,23 @@ export class Pages {
   /** `task` is asked for limits from now on; what is pinned stays charged as it is. */
   retask(task: Task): void {
     this.#task = task;
+  }
+
+  /** Checks, charges and pins ranges of `sum` pages together. */
+  #pin(ranges: readonly { first: number; count: number }[], sum: number): void {
+    for (const { first, count } of ranges) this.#check(first, count);
+    pinFails.hit();
+    this.charge(sum);
+    for (const { first, count } of ranges) this.#mm!.pin(this.firstPage + first, count);
+  }
+
+  #covered(): CoverCount {
+    if (this.#cover === undefined) {
+      this.#cover = new CoverCount();
+      this.#cover.add(this.#heldFirst, this.#heldCount);
+      this.#heldCount = 0;
+    }
+    return this.#cover;
   }
 
   #check(first: number, count: number): void {

@@ -31,7 +31,7 @@ export interface PagingDomain {
 }
 
 function isWholePages(area: Area): boolean {
-  return area.pageOffset === 0 && (area.first & 0xfffn) === 0n && (area.last & 0xfffn) === 0xfffn;
+  return area.pageOffset === 0 && area.firstOffset === 0 && area.lastOffset === 0xfff;
 }
 
 /**

@@ -13,9 +13,9 @@ export class Ucmd<T> {
   readonly cmd: T;
   /** Where the structure lies in the program's memory. */
   readonly address: bigint;
-  readonly #encode: (value: T) => Uint8Array;
+  readonly #encode: () => Uint8Array;
 
-  constructor(context: IommufdContext, task: Task, cmd: T, address: bigint, encode: (value: T) => Uint8Array) {
+  constructor(context: IommufdContext, task: Task, cmd: T, address: bigint, encode: () => Uint8Array) {
     this.context = context;
     this.task = task;
     this.cmd = cmd;
@@ -25,7 +25,7 @@ export class Ucmd<T> {
 
   /** Copies the structure back, as much of it as the program knows. EFAULT. */
   respond(): void {
-    copyToUser(this.task, this.address, this.#encode(this.cmd));
+    copyToUser(this.task, this.address, this.#encode());
   }
 }
 
@@ -38,6 +38,7 @@ export interface IoctlOp {
   readonly size: number;
   /** The end of the last member that a program must know. */
   readonly minimum: number;
+  /** `bytes` is a copy of the program's structure, filled with zeros to `size`; `userSize` how much of it the program knows. */
   execute(
     context: IommufdContext,
     task: Task,
@@ -56,9 +57,12 @@ export function ioctlOp<M extends Members>(
     size: type.size,
     minimum: type.endOf(last),
     execute(context, task, bytes, address, userSize) {
-      const length = Math.min(userSize, type.size);
-      const encode = (value: TypeOf<Struct<M>>): Uint8Array => type.write(value as never, length);
-      const cmd = type.read(bytes) as TypeOf<Struct<M>>;
+      const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+      const cmd = type.get(view, 0) as TypeOf<Struct<M>>;
+      const encode = (): Uint8Array => {
+        type.set(view, 0, cmd as never);
+        return userSize < bytes.length ? bytes.subarray(0, userSize) : bytes;
+      };
       return handler(new Ucmd(context, task, cmd, address, encode)) ?? undefined;
     },
   };
