@@ -47,7 +47,7 @@ export function fillDomain(domain: PagingDomain, area: Area, isSmall: boolean): 
   try {
     for (const run of area.pages.runs(area.firstIndex, area.indexCount)) {
       if (isSmall) {
-        for (let i = 0; i < run.count; i++) domain.map(page++, run.firstPage + i, 1, area.prot);
+        for (let i = 0; i < run.count; i++, page++) domain.map(page, run.firstPage + i, 1, area.prot);
       } else {
         domain.map(page, run.firstPage, run.count, area.prot);
         page += run.count;

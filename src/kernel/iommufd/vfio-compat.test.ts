@@ -132,6 +132,13 @@ test('type 1 cuts maps where it is told to; their pages stay pinned until the la
   device.attach(compatIoasId(p.file));
   const domain = (device.iommu as TestIommu).domain!;
   const memory = p.task.memory.map(0x8000);
+  domain.room = 5;
+  assert.equal(
+    refusal(() => mapDma(p, 0x10000n, memory, 0x8000)),
+    'ENOMEM',
+  );
+  assert.deepEqual([domain.pages.size, p.task.mm.pins], [0, 0], 'nothing stays of a map that fails half-way');
+  domain.room = 8;
   mapDma(p, 0x10000n, memory, 0x8000);
   assert.deepEqual(unmapDma(p, 0x12000n, 0x2000n), ['ok', 0x2000n]);
   assert.deepEqual([domain.pages.size, p.task.mm.pins, p.core.userLocked.pages], [6, 6, 6]);
