@@ -7,4 +7,6 @@ export interface Platform {
   readonly allocateShared: AllocateShared;
   /** Text for people: what a device or a driver has to say, one line. */
   log(text: string): void;
+  /** Seed of everything random in the machine; without one each run differs. */
+  readonly seed?: number | undefined;
 }

@@ -35,6 +35,10 @@ export interface PollSource {
 }
 
 export class Poller {
+  /** A source threw: a bug of that source, which the others shall not notice. */
+  onError: (error: unknown) => void = (error) => {
+    throw error;
+  };
   readonly #epfd = must('epoll_create1', libc.epoll_create1(EPOLL_CLOEXEC));
   readonly #region = new Region(BATCH * EVENT_LENGTH + 64);
   readonly #control = new Region(4096);
@@ -81,12 +85,12 @@ export class Poller {
       // Handlers do not run the poller, so the batch stays as it is.
       for (let i = 0, at = 0; i < count; i++, at += 3) {
         const slot = u32[at + 1]!;
-        if (this.#generations[slot] === u32[at + 2]) this.#sources[slot]?.ready(u32[at]!);
+        if (this.#generations[slot] === u32[at + 2]) this.#tell(slot, u32[at]!);
       }
     } else {
       for (let i = 0, at = 0; i < count; i++, at += 4) {
         const slot = u32[at + 2]!;
-        if (this.#generations[slot] === u32[at + 3]) this.#sources[slot]?.ready(u32[at]!);
+        if (this.#generations[slot] === u32[at + 3]) this.#tell(slot, u32[at]!);
       }
     }
     return count;
@@ -94,6 +98,14 @@ export class Poller {
 
   close(): void {
     libc.close(this.#epfd);
+  }
+
+  #tell(slot: number, events: number): void {
+    try {
+      this.#sources[slot]?.ready(events);
+    } catch (error) {
+      this.onError(error);
+    }
   }
 
   #set(operation: number, fd: number, slot: number): number {

@@ -97,7 +97,7 @@ function check(machine: Machine): string[] {
 export function hostCommands(
   command: string,
   host: string,
-  out: { write(text: string): unknown },
+  out: (text: string) => void,
   fail: (message: string) => number,
 ): number {
   let lines: string[];
@@ -108,6 +108,6 @@ export function hostCommands(
     if (!(error instanceof HostFileError)) throw error;
     return fail(error.message);
   }
-  out.write(`${lines.join('\n')}\n`);
+  out(`${lines.join('\n')}\n`);
   return 0;
 }

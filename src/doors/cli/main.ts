@@ -10,8 +10,23 @@ import { startThread } from '../run/thread.ts';
 
 const FAILED = 125;
 
+/** Where the command line writes. */
+export interface Streams {
+  out(text: string): void;
+  err(text: string): void;
+}
+
+const standard: Streams = {
+  out: (text) => process.stdout.write(text),
+  err: (text) => process.stderr.write(text),
+};
+
 /** Runs one command; the result is the exit status. */
-export async function main(args: readonly string[]): Promise<number> {
+export async function main(args: readonly string[], streams: Streams = standard): Promise<number> {
+  const fail = (message: string): number => {
+    streams.err(`vfiobox: ${message}\n`);
+    return FAILED;
+  };
   let thread: Worker | undefined;
   // Asking for help needs no box.
   if (args[0] === 'run' && args.length > 1 && args[1] !== '--help' && args[1] !== '-h') thread = startThread();
@@ -31,7 +46,11 @@ export async function main(args: readonly string[]): Promise<number> {
     .description('Runs unmodified VFIO programs against a machine in user space: devices, IOMMU, /dev/vfio, sysfs.')
     .enablePositionalOptions()
     .exitOverride()
-    .configureOutput({ outputError: (text, write) => write(`vfiobox: ${text.replace(/^error: /, '')}`) });
+    .configureOutput({
+      writeOut: streams.out,
+      writeErr: streams.err,
+      outputError: (text, write) => write(`vfiobox: ${text.replace(/^error: /, '')}`),
+    });
 
   program
     .command('run')
@@ -80,7 +99,7 @@ export async function main(args: readonly string[]): Promise<number> {
       .addOption(hostOption())
       .action(async (options: { host: string }) => {
         const { hostCommands } = await import('./host-commands.ts');
-        status = hostCommands(name, options.host, process.stdout, fail);
+        status = hostCommands(name, options.host, streams.out, fail);
       });
   };
   hostCommand('ls', 'list its functions, as lspci does');
@@ -106,9 +125,4 @@ interface RunFlags {
   sysfs: 'auto' | 'mount' | 'rewrite';
   checkLeft?: boolean;
   timings?: boolean;
-}
-
-function fail(message: string): number {
-  process.stderr.write(`vfiobox: ${message}\n`);
-  return FAILED;
 }

@@ -65,6 +65,7 @@ export class Box {
       clock: this.#loop,
       allocateShared: (name, length) => this.#allocate(name, length),
       log: (text) => say(`vfiobox: ${text}\n`),
+      seed: options.seed,
     });
     this.#handles = new Handles(this.#loop, {
       closed: () => {},
@@ -80,7 +81,8 @@ export class Box {
     const descriptors = new FetchedDescriptors(this.#loop, (fd) => this.#handles.find(fd));
     const door = new CallDoor(this.machine, this.#handles, descriptors, {
       call: this.#callReport(options.explain),
-      failed: (error, program, call) => this.#bug(error, `${call} of ${program.process.name}[${program.pid}]`),
+      failed: (error, program, call) =>
+        this.#bug(error, `${call} of ${program.process.name}[${program.pid}]; its connection is closed`),
     });
     const processes = new Processes(this.machine, descriptors, this.#shared, door);
     this.#tree = new TreeFolder(folder);
@@ -97,6 +99,7 @@ export class Box {
       writeFileSync(plan, `${mountPlan(prefixes, folder, stash).join('\n')}\n`);
     }
     this.address = { socket, prefixes, plan, stop };
+    this.#loop.onError = (error) => this.#bug(error, 'an event');
     this.#loop.onIdle = () => {
       this.#connections.idle();
       this.#flush();
@@ -154,6 +157,6 @@ export class Box {
 
   #bug(error: unknown, during: string): void {
     const stack = error instanceof Error ? error.stack : String(error);
-    say(`vfiobox: internal error during ${during}; its connection is closed\n${stack}\n`);
+    say(`vfiobox: internal error during ${during}\n${stack}\n`);
   }
 }

@@ -21,8 +21,18 @@ export class EventLoop implements Clock {
   readonly #start = performance.now();
   /** A binary heap, the earliest first. */
   readonly #timers: Timer[] = [];
+  #onError: (error: unknown) => void = (error) => {
+    throw error;
+  };
   #sequence = 0;
   #stopped = false;
+  #isIdle = false;
+
+  /** Hears of what sources and timers throw: bugs, which the rest of the box shall not notice. */
+  set onError(listener: (error: unknown) => void) {
+    this.#onError = listener;
+    this.#poller.onError = listener;
+  }
 
   now(): number {
     return Math.round((performance.now() - this.#start) * 1e6);
@@ -56,15 +66,20 @@ export class EventLoop implements Clock {
 
   /** Runs until `stop`. */
   run(): void {
-    let isIdle = false;
-    while (!this.#stopped) {
-      const count = this.#poller.run(this.#timers.length === 0 ? (isIdle ? -1 : IDLE_AFTER_MS) : this.#wait(isIdle));
-      if (this.#timers.length > 0) this.#expire();
-      if (count > 0) isIdle = false;
-      else if (!isIdle) {
-        isIdle = true;
-        this.onIdle();
-      }
+    while (!this.#stopped) this.turn();
+  }
+
+  /** Waits for something to happen and lets it; `milliseconds`: at most so long, -1: until the next timer. */
+  turn(milliseconds = -1): void {
+    let wait = this.#timers.length === 0 ? -1 : this.#untilTimer();
+    if (!this.#isIdle && (wait < 0 || wait > IDLE_AFTER_MS)) wait = IDLE_AFTER_MS;
+    if (milliseconds >= 0 && (wait < 0 || wait > milliseconds)) wait = milliseconds;
+    const count = this.#poller.run(wait);
+    if (this.#timers.length > 0) this.#expire();
+    if (count > 0) this.#isIdle = false;
+    else if (!this.#isIdle) {
+      this.#isIdle = true;
+      this.onIdle();
     }
   }
 
@@ -72,13 +87,12 @@ export class EventLoop implements Clock {
     this.#poller.close();
   }
 
-  /** Milliseconds until the next timer, rounded up: never early, and at most a millisecond late. */
-  #wait(isIdle: boolean): number {
+  /** Milliseconds until the next timer, rounded up: never early, and at most a millisecond late. -1: there is none. */
+  #untilTimer(): number {
     while (this.#timers.length > 0 && this.#timers[0]!.action === undefined) this.#pop();
-    if (this.#timers.length === 0) return isIdle ? -1 : IDLE_AFTER_MS;
+    if (this.#timers.length === 0) return -1;
     const left = Math.ceil((this.#timers[0]!.at - this.now()) / 1e6);
-    const wait = Math.min(Math.max(left, 0), 60_000);
-    return isIdle ? wait : Math.min(wait, IDLE_AFTER_MS);
+    return Math.min(Math.max(left, 0), 60_000);
   }
 
   #expire(): void {
@@ -92,7 +106,11 @@ export class EventLoop implements Clock {
       else {
         const action = timer.action;
         timer.action = undefined;
-        action?.();
+        try {
+          action?.();
+        } catch (error) {
+          this.#onError(error);
+        }
       }
     }
     for (const timer of later) this.#push(timer);

@@ -108,9 +108,11 @@ export class Handles {
   #ready(handle: Handle & { fd: number; slot: number }, events: number): void {
     for (;;) {
       const n = receive(handle.fd, this.#buffer.address, this.#buffer.length);
+      if (n === -EAGAIN) return;
       if (n <= 0) {
         // A write of no bytes looks like the end of file, but the end comes with an event of its own.
-        if (n !== -EAGAIN && (n < 0 || (events & (EPOLLRDHUP | EPOLLHUP)) !== 0)) this.#close(handle);
+        if (n < 0 || (events & (EPOLLRDHUP | EPOLLHUP)) !== 0) this.#close(handle);
+        else this.#loop.rearm(handle.fd, handle.slot);
         return;
       }
       this.#events.written(handle, this.#buffer.bytes.subarray(0, Math.min(n, this.#buffer.length)));
