@@ -58,9 +58,23 @@ async function boot(t: TestContext, program: Program, way: Way): Promise<void> {
   assert.equal(outcome.testStatus, 0, outcome.story);
   assert.ok(outcome.console.includes(program.sum), outcome.story);
   assert.equal(outcome.status, 0, outcome.story);
-  assert.doesNotMatch(outcome.stderr, /qemu.*vfio|vfio_/i, outcome.story);
+  const strange = outcome.stderr
+    .split('\n')
+    .filter((line) => line !== '' && !expected.some((known) => known.test(line)));
+  assert.deepEqual(strange, [], outcome.story);
   t.diagnostic(`${program.sum} in the guest (${program.what}), ${outcome.milliseconds} ms`);
 }
+
+/** What QEMU says with this card on a real machine too. */
+const expected = [
+  // edu has no function-level reset, and nothing resets a root bus.
+  /vfio: Cannot reset device .*, no available reset mechanism/,
+  // A BAR is no memfd: IOAS_MAP_FILE refuses it, and QEMU does without peer-to-peer.
+  /vfio_container_dma_map\(\w+, 0xf\w{7}, 0x100000, .* = -22 \(Invalid argument\)/,
+  /PCI peer-to-peer transactions on BARs are not supported/,
+  // QEMU's own IOMMU, when the guest's program provokes a fault on QEMU's own edu.
+  /vtd_iova_to_sspte|vtd_iommu_translate|New fault is not recorded/,
+];
 
 const own = ['-device', 'edu,addr=04.0'];
 const byGroup = ['-device', `vfio-pci,host=${EDU},addr=04.0`];

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { runInBox, tree } from '../support/box.ts';
+import { runInBox, scratch, tree } from '../support/box.ts';
 import { EDU, EDU_GROUP, functions, HOST } from './machine.ts';
 
 const wanted = functions.map(({ address, ids, driver, group }) => {
@@ -51,7 +51,7 @@ test('the steps of the usage example by shell: group link, its members, the node
     stat -c '%F %t' /dev/vfio/${EDU_GROUP}
     cat /sys/bus/pci/devices/${EDU}/{vendor,device,class}
     ls /sys/bus/pci/drivers/vfio-pci | grep :
-    od -An -tx2 -N4 /sys/bus/pci/devices/${EDU}/config
+    dd if=/sys/bus/pci/devices/${EDU}/config bs=4 count=1 status=none | od -An -tx2
     basename $(readlink -f /sys/bus/pci/devices/${EDU}/driver)`;
   const outcome = await runInBox(['bash', '-c', script], { host: HOST, timeout: 30_000 });
   assert.equal(outcome.status, 0, outcome.story);
@@ -69,3 +69,23 @@ test('the steps of the usage example by shell: group link, its members, the node
     outcome.story,
   );
 });
+
+const config = `/sys/bus/pci/devices/${EDU}/config`;
+const tools = [
+  { what: 'od, which reads through stdio', script: `od -An -tx2 -N4 ${config}`, wanted: '1234 11e8' },
+  {
+    what: 'od of a writable attribute',
+    script: `od -An -c /sys/bus/pci/devices/${EDU}/driver_override`,
+    wanted: 'v f i o - p c i \\n',
+  },
+  { what: 'cp, which compares stat and fstat', script: `cp ${config} "$TMP/c" && wc -c <"$TMP/c"`, wanted: '256' },
+  { what: 'ls -la, which looks at the parent', script: `ls -la /dev/vfio | grep -c ' \\.\\.$'`, wanted: '1' },
+];
+for (const { what, script, wanted: answer } of tools) {
+  test(what, { timeout: 30_000 }, async (t) => {
+    const outcome = await runInBox(['sh', '-c', script], { host: HOST, timeout: 10_000, env: { TMP: scratch(t) } });
+    assert.equal(outcome.timedOut, false, outcome.story);
+    assert.equal(outcome.stdout.trim().replace(/\s+/g, ' '), answer, outcome.story);
+    assert.equal(outcome.stderr, '', outcome.story);
+  });
+}
