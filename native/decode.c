@@ -891,6 +891,10 @@ static int two_byte(struct insn *d, int op)
 		set(d, d->reg, size, op >= 0xbe ? (uint64_t)extend(a, n) : a);
 		return done(d);
 	}
+	case 0xae: /* clflush clflushopt clwb: nothing is cached */
+		if (d->rep || d->repne || (*d->p >> 3 & 7) < (d->opsize16 ? 6 : 7)) return STEP_UNKNOWN;
+		MODRM(0);
+		return done(d);
 	case 0xb8:
 	case 0xbc:
 	case 0xbd: { /* popcnt tzcnt lzcnt */
@@ -950,6 +954,32 @@ static int map_0f38(struct insn *d, int op)
 	return vector_map2(d, op, pp);
 }
 
+/* shlx sarx shrx, andn, bextr, rorx: the VEX forms on general registers */
+static int bit_field(struct insn *d, int op)
+{
+	int size = d->w ? 8 : 4, bits = size * 8;
+	uint64_t a, by = get(d, d->v, size), f = (uint64_t)FLAGS & ~ARITHMETIC_FLAGS;
+	if (op == 0xf2 ? d->pp != 0 : op == 0xf0 ? d->pp != 3 : 0) return STEP_UNKNOWN;
+	MODRM(op == 0xf0);
+	LOAD(a, size);
+	int n = (int)((op == 0xf0 ? *d->p++ : by) & (unsigned)(bits - 1));
+	if (op == 0xf0) a = n ? a >> n | a << (bits - n) : a;
+	else if (op == 0xf2) {
+		a &= ~by;
+		FLAGS = (greg_t)(f | (cut_to(a, size) >> (bits - 1) << 7) | (cut_to(a, size) ? 0 : 0x40));
+	} else if (d->pp == 1) a <<= n;
+	else if (d->pp == 2) a = (uint64_t)(extend(a, size) >> n);
+	else if (d->pp == 3) a >>= n;
+	else {
+		unsigned first = by & 0xff, length = by >> 8 & 0xff;
+		a = first < (unsigned)bits ? a >> first : 0;
+		if (length < 64) a &= (1ull << length) - 1;
+		FLAGS = (greg_t)(f | (cut_to(a, size) ? 0 : 0x40));
+	}
+	set(d, d->reg, size, cut_to(a, size));
+	return done(d);
+}
+
 /* ---- the whole ---- */
 
 static int vector_prefixed(struct insn *d, int first)
@@ -986,6 +1016,7 @@ static int vector_prefixed(struct insn *d, int first)
 		d->l = c >> 2 & 1;
 	}
 	int op = *d->p++;
+	if (d->vex && !d->l && ((d->map == 2 && (op == 0xf2 || op == 0xf7)) || (d->map == 3 && op == 0xf0))) return bit_field(d, op);
 	if (d->map == 1) return vector_map1(d, op, d->pp);
 	if (d->map == 2) return vector_map2(d, op, d->pp);
 	if (d->map == 3) return vector_map3(d, op, d->pp);

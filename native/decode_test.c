@@ -24,7 +24,7 @@ struct test {
 	int flags;
 };
 extern const struct test first_test[], last_test[];
-enum { PLAIN, STRING_OUT = 1 /* rsi in the device, rdi not */, BOTH = 2 /* both in the device */, ABSOLUTE = 4, AVX = 8, AVX2 = 16, MOVBE = 32, NO_AF = 64, NO_OF = 128 };
+enum { PLAIN, STRING_OUT = 1 /* rsi in the device, rdi not */, BOTH = 2 /* both in the device */, ABSOLUTE = 4, AVX = 8, AVX2 = 16, MOVBE = 32, NO_AF = 64, NO_OF = 128, BMI = 512 };
 #define T_(n, text, flags)                                                                                                                  \
 	__asm__(".pushsection .text.tests,\"ax\"\n771:\n" text "\n772:\n.popsection\n.pushsection .rodata.names,\"a\"\n773: .asciz \"" text       \
 	        "\"\n.popsection\n.pushsection .test_table,\"aw\"\n.quad 773b, 771b, 772b, " #flags "\n.popsection\n");
@@ -70,6 +70,10 @@ SHIFT("rol") SHIFT("ror") SHIFT("rcl") SHIFT("rcr") SHIFT("shl") SHIFT("shr") SH
 T("popcntl (%rdi), %eax") T("popcntq (%rdi), %r8") T("popcntw (%rdi), %dx") F(192, "tzcntl (%rdi), %eax") F(192, "tzcntq (%rdi), %rax") F(192, "lzcntl (%rdi), %eax")
 F(192, "lzcntq (%rdi), %r14") F(192, "lzcntw (%rdi), %dx") F(192, "tzcntw (%rdi), %dx")
 F(32, "movbew (%rdi), %ax") F(32, "movbel (%rdi), %eax") F(32, "movbeq (%rdi), %r8") F(32, "movbew %ax, (%rdi)") F(32, "movbel %eax, (%rdi)") F(32, "movbeq %r14, (%rdi)")
+#define BMI2(op) F(512, op "l %ecx, (%rdi), %eax") F(512, op "q %r8, (%r12), %r14") F(512, op "l %edx, 0x1800(%rip), %edx")
+BMI2("shlx") BMI2("sarx") BMI2("shrx") F(512, "bextrl %edx, (%rdi), %eax") F(512, "bextrq %rcx, (%rdi), %r8") F(512, "bextrl %ecx, (%rdi), %eax")
+F(512, "andnl (%rdi), %ecx, %eax") F(512, "andnq (%rdi), %r8, %r14") F(512, "rorxl $7, (%rdi), %eax") F(512, "rorxq $63, (%rdi), %rax") F(512, "rorxl $3, 0x1800(%rip), %eax")
+T("clflush (%rdi)")
 T("pushq (%rdi)") T("pushw (%rdi)")
 F(4, "movabsb 0x1122334455667788, %al") F(4, "movabsl 0x1122334455667788, %eax") F(4, "movabsq %rax, 0x1122334455667788") F(4, "movabsw %ax, 0x1122334455667788")
 
@@ -307,6 +311,8 @@ static int difference(const struct test *t, const struct state *a, const struct 
 	int bad = 0;
 	if (!strncmp(t->text, "imul", 4)) ignore = 0xd4;
 	if (!strncmp(t->text, "tzcnt", 5) || !strncmp(t->text, "lzcnt", 5)) ignore = 0x894;
+	if (!strncmp(t->text, "bextr", 5)) ignore = 0x94;
+	if (!strncmp(t->text, "andn", 4)) ignore = 0x14;
 	if (!strncmp(t->text, "bt", 2) || !strncmp(t->text, "lock bt", 7)) ignore = 0x894;
 #define SAY(...) (printf("FAIL %s (%s): ", t->text, names[0] ? "differs" : ""), printf(__VA_ARGS__), bad = 1)
 	for (int i = 0; i < 16; i++)
@@ -503,12 +509,12 @@ int main(int argc, char **argv)
 	__cpuid(1, a, b, c, d);
 	int have = (c >> 28 & 1 ? AVX : 0) | (c >> 22 & 1 ? MOVBE : 0);
 	__cpuid_count(7, 0, a, b, c, d);
-	have |= b >> 5 & 1 ? AVX2 : 0;
+	have |= (b >> 5 & 1 ? AVX2 : 0) | ((b >> 3 & 1) && (b >> 8 & 1) ? BMI : 0);
 	int direct = c >> 27 & 1, direct64 = c >> 28 & 1, avx512 = b >> 16 & 1;
 	static struct state native, ours;
 	int forms = 0;
 	for (const struct test *t = first_test; t < last_test; t++) {
-		if (t->flags & (AVX | AVX2 | MOVBE) & ~have) {
+		if (t->flags & (AVX | AVX2 | MOVBE | BMI) & ~have) {
 			printf("skipped, not on this processor: %s\n", t->text);
 			skipped++;
 			continue;

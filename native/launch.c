@@ -2,7 +2,8 @@
  * vfiobox-launch PLAN -- PROGRAM ARGS...
  *
  * Gives the program a mount namespace in which the generated tree lies over the real one, then becomes the program.
- * PLAN: a text file, one operation a line: `tmpfs PATH`, `mkdir PATH`, `bind SRC DST`, `link TARGET PATH`. `-`: no mounts.
+ * PLAN: a text file, one operation a line: `tmpfs PATH`, `mkdir PATH`, `bind SRC DST`, `link TARGET PATH`. A space inside
+ * a path is written \040, as in fstab. `-`: no mounts.
  * Environment: VFIOBOX_PRELOAD is what LD_PRELOAD shall be for the program, in front of what is there;
  * VFIOBOX_SYSFS_WANTED=mount makes a refused namespace an error. Exit status when the program could not be started:
  * 125 the namespace, 126 not executable, 127 not found.
@@ -117,6 +118,18 @@ static int bind_over(const char *from, const char *to)
 	return mount(from, to, 0, MS_BIND | MS_REC, 0);
 }
 
+static void unescape(char *s)
+{
+	char *out = s;
+	for (; s && *s; s++) {
+		if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' && s[3] <= '7') {
+			*out++ = (char)((s[1] - '0') << 6 | (s[2] - '0') << 3 | (s[3] - '0'));
+			s += 3;
+		} else *out++ = *s;
+	}
+	if (out) *out = 0;
+}
+
 /* 0, or -1 and the errno, after a message that names the line. `quiet`: no message when it is not permitted. */
 static int carry_out(FILE *plan, const char *name, int quiet)
 {
@@ -134,6 +147,8 @@ static int carry_out(FILE *plan, const char *name, int quiet)
 		}
 		int two = !strcmp(op, "bind") || !strcmp(op, "link"), r = -1;
 		if (two && b) *b++ = 0;
+		unescape(a);
+		unescape(b);
 		errno = EINVAL;
 		if (!a || (two && !b)) r = -1;
 		else if (!strcmp(op, "tmpfs")) r = mount("vfiobox", a, "tmpfs", MS_NOSUID, "mode=0755");
@@ -241,7 +256,8 @@ int main(int argc, char **argv)
 		if (!e && mount("none", "/", 0, MS_REC | MS_PRIVATE, 0)) e = errno;
 		if (e) {
 			if (wanted && !strcmp(wanted, "mount")) {
-				say("this machine refuses a mount namespace (%s), and sysfs was to be mounted; without that demand paths are rewritten instead", strerror(e));
+				say("this machine refuses a mount namespace (%s), and sysfs was to be mounted; without that demand paths are rewritten instead",
+				    e == ENOSPC || e == EUSERS ? "no user namespaces are left or allowed" : strerror(e));
 				return 125;
 			}
 		} else {

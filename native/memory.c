@@ -8,6 +8,14 @@
 static struct mapping table[MAPPING_MAX];
 _Atomic int mapping_count;
 
+/* Outside of these bounds there is none: other mappings of the program are not slowed. */
+static _Atomic uintptr_t lowest = UINTPTR_MAX, highest;
+
+static inline int concerns(uintptr_t start, size_t length)
+{
+	return unlikely(mapping_count) && start < highest && start + length > lowest;
+}
+
 /* Taken with all signals blocked, so the SIGSEGV handler never waits for its own thread. Free again in a forked child. */
 static _Atomic int *lock_word;
 static _Atomic int lock_fallback;
@@ -83,6 +91,12 @@ static int in_use(int fd)
 static int insert(const struct mapping *m)
 {
 	if (mapping_count == MAPPING_MAX) return 0;
+	if (!mapping_count) {
+		lowest = UINTPTR_MAX;
+		highest = 0;
+	}
+	if (m->end && m->start < lowest) lowest = m->start;
+	if (m->end > highest) highest = m->end;
 	table[mapping_count] = *m;
 	mapping_count++;
 	return 1;
@@ -208,7 +222,7 @@ static void *do_mmap(void *addr, size_t length, int prot, int flags, int fd, off
 	if (unlikely(file && maybe_handle(fd) && handle_of(fd, &id))) return (void *)finish(box_mmap(fd, id, addr, length, prot, flags, offset));
 	r = SYS(mmap, addr, length, prot, flags, fd, offset);
 	if (likely(!(r < 0 && r > -4096))) {
-		if (unlikely(mapping_count && (flags & MAP_FIXED))) cut_locked((uintptr_t)r, length);
+		if (concerns((uintptr_t)r, length) && (flags & MAP_FIXED)) cut_locked((uintptr_t)r, length);
 		return (void *)r;
 	}
 	if (!box_active) return (void *)finish(r);
@@ -231,7 +245,7 @@ EXPORT void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off_
 
 EXPORT int munmap(void *addr, size_t length)
 {
-	if (likely(!mapping_count)) return (int)finish(SYS(munmap, addr, length));
+	if (likely(!concerns((uintptr_t)addr, length))) return (int)finish(SYS(munmap, addr, length));
 	uint64_t s = lock(); /* another thread must not get the range before the record is gone */
 	long r = SYS(munmap, addr, length);
 	if (r == 0) cut((uintptr_t)addr, (uintptr_t)addr + ((length + 4095) & ~(size_t)4095));
@@ -241,7 +255,7 @@ EXPORT int munmap(void *addr, size_t length)
 
 EXPORT int mprotect(void *addr, size_t length, int prot)
 {
-	if (likely(!mapping_count)) return (int)finish(SYS(mprotect, addr, length, prot));
+	if (likely(!concerns((uintptr_t)addr, length))) return (int)finish(SYS(mprotect, addr, length, prot));
 	uintptr_t start = (uintptr_t)addr, end = start + ((length + 4095) & ~(size_t)4095);
 	uint64_t s = lock();
 	long r = 0;

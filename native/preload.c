@@ -121,7 +121,9 @@ static int do_ioctl(int fd, unsigned long request, void *arg)
 {
 	uint64_t id;
 	int saved = errno;
-	if (maybe_handle(fd) && handle_of(fd, &id)) return (int)finish(forward_ioctl(id, request, arg));
+	/* These four are the kernel's for any file, before a driver sees them. */
+	int of_any_file = request == FIOCLEX || request == FIONCLEX || request == FIONBIO || request == FIOASYNC;
+	if (maybe_handle(fd) && !of_any_file && handle_of(fd, &id)) return (int)finish(forward_ioctl(id, request, arg));
 	int r = REAL(ioctl)(fd, request, arg);
 	if (likely(r >= 0 || !box_active)) return r;
 	request = (uint32_t)request;

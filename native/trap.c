@@ -203,6 +203,7 @@ int trap_install(void)
 	return 0;
 #else
 	static _Atomic int said;
+	(void)on_segv;
 	if (!atomic_exchange(&said, 1)) say("vfiobox: registers can be trapped on x86-64 only; this mapping is refused\n");
 	return -ENODEV;
 #endif

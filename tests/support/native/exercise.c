@@ -193,6 +193,7 @@ static void t_descriptors(void)
 	int again = open(link, O_RDWR);
 	CHECK(again >= 0 && ioctl(again, T_VALUE, 9) == 9);
 	close(again);
+	CHECK(ioctl(fd, FIOCLEX) == 0 && fcntl(fd, F_GETFD) == FD_CLOEXEC && ioctl(fd, FIONCLEX) == 0 && fcntl(fd, F_GETFD) == 0);
 	struct pollfd p = {fd, POLLIN | POLLOUT, 0};
 	CHECK(poll(&p, 1, 0) == 1 && p.revents == (POLLIN | POLLOUT));
 	close(fd);
