@@ -6,6 +6,10 @@ export const HOST = 'kernel-golden';
 export const EDU = '0000:00:04.0';
 export const EDU_GROUP = 3;
 
+/** A testdev on the preset `default`. */
+export const TESTDEV_HOST = 'default';
+export const TESTDEV = '0000:01:00.0';
+
 export interface Function {
   address: string;
   ids: string;

@@ -8,33 +8,39 @@ import { EDU, functions, HOST } from './machine.ts';
 needs('pciutils');
 
 const options = { host: HOST, timeout: 30_000 };
+// Both ways by which programs see the box's sysfs.
+const modes = ['auto', 'rewrite'];
 
 function program(t: TestContext, name: 'lspci' | 'setpci'): string | undefined {
   const folder = provided(t, 'pciutils');
   return folder === undefined ? undefined : join(folder, 'bin', name);
 }
 
-test('lspci -nnk lists every function with its ids, class and driver', { timeout: 60_000 }, async (t) => {
-  const lspci = program(t, 'lspci');
-  if (lspci === undefined) return;
-  const outcome = await runInBox([lspci, '-D', '-nnk'], options);
-  assert.equal(outcome.status, 0, outcome.story);
-  const seen = outcome.stdout
-    .split(/\n(?=\S)/)
-    .filter((block) => block.trim() !== '')
-    .map((block) => {
-      const first = block.split('\n')[0]!;
-      const driver = /Kernel driver in use: (\S+)/.exec(block)?.[1] ?? '-';
-      return `${first.slice(0, 12)} ${/\[([0-9a-f]{4}:[0-9a-f]{4})\]/.exec(first)?.[1]} ${/ \[([0-9a-f]{4})\]: /.exec(first)?.[1]} ${driver}`;
-    });
-  const wanted = functions.map(
-    ({ address, ids, class: code, driver }) => `${address} ${ids} ${code.slice(0, 4)} ${driver}`,
-  );
-  assert.deepEqual(seen, wanted, outcome.story);
-  // A machine without modules of its running kernel makes lspci complain about libkmod.
-  assert.equal(outcome.stderr.replace(/^.*libkmod.*\n/gm, ''), '', outcome.story);
-  t.diagnostic(`${seen.length} functions: address, vendor, device, class and driver equal`);
-});
+for (const mode of modes) {
+  test(`lspci -nnk lists every function with its ids, class and driver (--sysfs ${mode})`, {
+    timeout: 60_000,
+  }, async (t) => {
+    const lspci = program(t, 'lspci');
+    if (lspci === undefined) return;
+    const outcome = await runInBox([lspci, '-D', '-nnk'], { ...options, options: ['--sysfs', mode] });
+    assert.equal(outcome.status, 0, outcome.story);
+    const seen = outcome.stdout
+      .split(/\n(?=\S)/)
+      .filter((block) => block.trim() !== '')
+      .map((block) => {
+        const first = block.split('\n')[0]!;
+        const driver = /Kernel driver in use: (\S+)/.exec(block)?.[1] ?? '-';
+        return `${first.slice(0, 12)} ${/\[([0-9a-f]{4}:[0-9a-f]{4})\]/.exec(first)?.[1]} ${/ \[([0-9a-f]{4})\]: /.exec(first)?.[1]} ${driver}`;
+      });
+    const wanted = functions.map(
+      ({ address, ids, class: code, driver }) => `${address} ${ids} ${code.slice(0, 4)} ${driver}`,
+    );
+    assert.deepEqual(seen, wanted, outcome.story);
+    // A machine without modules of its running kernel makes lspci complain about libkmod.
+    assert.equal(outcome.stderr.replace(/^.*libkmod.*\n/gm, ''), '', outcome.story);
+    t.diagnostic(`${seen.length} functions: address, vendor, device, class and driver equal`);
+  });
+}
 
 test('lspci -vvxxx reads the configuration space and its resources', { timeout: 60_000 }, async (t) => {
   const lspci = program(t, 'lspci');

@@ -14,13 +14,27 @@ const ways = [
   { way: 'cdev', host: HOST, device: EDU, what: 'device node and iommufd' },
   { way: 'group', host: 'default', device: undefined, what: 'group and container, on the preset default' },
   { way: 'cdev', host: 'default', device: undefined, what: 'device node and iommufd, on the preset default' },
+  {
+    way: 'group',
+    host: HOST,
+    device: EDU,
+    what: 'group and container, paths rewritten',
+    options: ['--sysfs', 'rewrite'],
+  },
+  {
+    way: 'cdev',
+    host: HOST,
+    device: EDU,
+    what: 'device node and iommufd, paths rewritten',
+    options: ['--sysfs', 'rewrite'],
+  },
 ];
 
-for (const { way, host, device, what } of ways) {
+for (const { way, host, device, what, options = [] } of ways) {
   test(`Python by ${what}`, { timeout: 90_000 }, async (t) => {
     if (provided(t, 'python') === undefined) return;
     const command = ['python3', program, way, ...(device === undefined ? [] : [device])];
-    const outcome = await runInBox(command, { host, timeout: 60_000 });
+    const outcome = await runInBox(command, { host, options, timeout: 60_000 });
     assert.equal(outcome.timedOut, false, outcome.story);
     assert.equal(outcome.status, 0, outcome.story);
     const lines = outcome.stdout.trim().split('\n');

@@ -12,12 +12,22 @@ const wanted = functions.map(({ address, ids, driver, group }) => {
 });
 const viable = [...new Set(functions.filter(({ driver }) => driver === 'vfio-pci').map(({ group }) => group))];
 
-for (const shell of ['sh', 'bash']) {
-  test(`${shell}: the loop over groups finds every function, its group, driver and nodes`, {
+// Both ways by which programs see the box's sysfs.
+for (const [shell, mode] of [
+  ['sh', 'auto'],
+  ['bash', 'auto'],
+  ['sh', 'rewrite'],
+  ['bash', 'rewrite'],
+] as const) {
+  test(`${shell}: the loop over groups finds every function, its group, driver and nodes (--sysfs ${mode})`, {
     timeout: 90_000,
   }, async (t) => {
     if (spawnSync(shell, ['-c', ':']).status !== 0) return t.skip(`no ${shell} here`);
-    const outcome = await runInBox([shell, join(tree, 'tests/e2e/groups.sh')], { host: HOST, timeout: 60_000 });
+    const outcome = await runInBox([shell, join(tree, 'tests/e2e/groups.sh')], {
+      host: HOST,
+      options: ['--sysfs', mode],
+      timeout: 60_000,
+    });
     assert.equal(outcome.status, 0, outcome.story);
     const lines = outcome.stdout.trim().split('\n');
     assert.deepEqual(
