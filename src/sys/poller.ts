@@ -1,10 +1,9 @@
 /**
- * Waiting for many descriptors at once (epoll, edge-triggered).
+ * Waiting for many descriptors at once (epoll, level-triggered).
  *
- * Events come in the order in which things happened: edge-triggered entries are queued when they become ready and not before, so the end of
- * file of a descriptor that a program closed is seen before the call that the program made afterwards. The price: a source hears once
- * of everything that is there. Who relies on the order takes one message for each event and no more, or a later message would
- * be taken on account of an event that is older than what came between.
+ * One wait reports everything that is ready at that moment, so what happened before something that is reported is reported with it.
+ * Sources that say so are told first: thus the end of file of a descriptor that a program closed is served before the call that the
+ * program made afterwards. Who relies on that takes one message for each event and no more; what is left is reported again.
  *
  * Events are matched by slot and generation, never by descriptor number: a number is reused as soon as it is closed.
  */
@@ -18,10 +17,8 @@ export const EPOLLOUT = 0x4;
 export const EPOLLERR = 0x8;
 export const EPOLLHUP = 0x10;
 export const EPOLLRDHUP = 0x2000;
-const EPOLLET = 0x8000_0000;
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
-const EPOLL_CTL_MOD = 3;
 const EPOLL_CLOEXEC = 0o2000000;
 
 const BATCH = 128;
@@ -30,6 +27,8 @@ const EVENT_LENGTH = process.arch === 'x64' ? 12 : 16;
 const DATA = EVENT_LENGTH - 8;
 
 export interface PollSource {
+  /** Told before the others of the same wait. */
+  readonly comesFirst?: boolean;
   /** Something happened: bits EPOLL*. */
   ready(events: number): void;
 }
@@ -58,11 +57,6 @@ export class Poller {
     return slot;
   }
 
-  /** Tells the source again, in its turn, if there is something to read. */
-  rearm(fd: number, slot: number): void {
-    this.#set(EPOLL_CTL_MOD, fd, slot);
-  }
-
   /** Before `fd` is closed. Events that wait for this source are dropped. */
   remove(fd: number, slot: number): void {
     if (this.#sources[slot] === undefined) return;
@@ -80,19 +74,9 @@ export class Poller {
       if (errno === EINTR) return 0;
       throw new libc.SystemError('epoll_wait', errno);
     }
-    const u32 = this.#region.u32;
-    if (EVENT_LENGTH === 12) {
-      // Handlers do not run the poller, so the batch stays as it is.
-      for (let i = 0, at = 0; i < count; i++, at += 3) {
-        const slot = u32[at + 1]!;
-        if (this.#generations[slot] === u32[at + 2]) this.#tell(slot, u32[at]!);
-      }
-    } else {
-      for (let i = 0, at = 0; i < count; i++, at += 4) {
-        const slot = u32[at + 2]!;
-        if (this.#generations[slot] === u32[at + 3]) this.#tell(slot, u32[at]!);
-      }
-    }
+    // Handlers do not run the poller, so the batch stays as it is.
+    if (count > 1) for (let i = 0; i < count; i++) this.#tell(i, true);
+    for (let i = 0; i < count; i++) this.#tell(i, false);
     return count;
   }
 
@@ -100,9 +84,18 @@ export class Poller {
     libc.close(this.#epfd);
   }
 
-  #tell(slot: number, events: number): void {
+  /** Tells the source of event `i`, unless it is gone or (`onlyFirst`) its turn is later. Told once: the event is then cleared. */
+  #tell(i: number, onlyFirst: boolean): void {
+    const u32 = this.#region.u32;
+    const at = (i * EVENT_LENGTH) >>> 2;
+    const events = u32[at]!;
+    const slot = u32[at + DATA / 4]!;
+    if (events === 0 || this.#generations[slot] !== u32[at + DATA / 4 + 1]) return;
+    const source = this.#sources[slot];
+    if (source === undefined || (onlyFirst && source.comesFirst !== true)) return;
+    u32[at] = 0;
     try {
-      this.#sources[slot]?.ready(events);
+      source.ready(events);
     } catch (error) {
       this.onError(error);
     }
@@ -110,7 +103,7 @@ export class Poller {
 
   #set(operation: number, fd: number, slot: number): number {
     const { u32, view, address } = this.#control;
-    u32[0] = EPOLLIN | EPOLLRDHUP | EPOLLET;
+    u32[0] = EPOLLIN | EPOLLRDHUP;
     view.setUint32(DATA, slot, true);
     view.setUint32(DATA + 4, this.#generations[slot]!, true);
     return libc.epoll_ctl(this.#epfd, operation, fd, address);

@@ -101,7 +101,6 @@ export class Box {
     this.address = { socket, prefixes, plan, stop };
     this.#loop.onError = (error) => this.#bug(error, 'an event');
     this.#loop.onIdle = () => {
-      this.#connections.idle();
       this.#flush();
     };
     this.#trace?.start();

@@ -183,7 +183,6 @@ function makeDoor(name: string) {
   const processes = new Processes(machine, descriptors, new Map(), door);
   const path = join(folder, name);
   const connections = new Connections(loop, door, processes, path);
-  loop.onIdle = () => connections.idle();
   return { loop, handles, connections, processes, path, records, errors };
 }
 

@@ -2,9 +2,7 @@
  * Call connections: one per thread of a program. Listening, HELLO, one request after the other, the wait for descriptors, the end.
  *
  * Exactly one message is taken for each event, so that calls are served in the order in which things happened in the program: the end of
- * file of a closed descriptor comes before the call that was made after the close. The library sends its next request only after
- * the answer. Where two messages may have come with one event (after HELLO, or from a client that sends ahead), the connection asks to be
- * told again.
+ * file of a closed descriptor comes before the call that was made after the close. What was sent ahead is reported again.
  */
 import {
   accept,
@@ -36,8 +34,6 @@ export class Connections {
   readonly #listener: number;
   readonly #slot: number;
   readonly #all = new Set<CallConnection>();
-  /** Served since the last idle moment. */
-  readonly #recent = new Set<CallConnection>();
   #toldVersion = false;
 
   /** Listens on `path`. SystemError. */
@@ -51,12 +47,6 @@ export class Connections {
 
   get count(): number {
     return this.#all.size;
-  }
-
-  /** Nothing happens: look for messages that were sent ahead. */
-  idle(): void {
-    for (const connection of this.#recent) connection.catchUp();
-    this.#recent.clear();
   }
 
   closeAll(): void {
@@ -73,11 +63,7 @@ export class Connections {
       const connection = new CallConnection(fd, this.#loop, this.#door, {
         join: (word, version) => this.#join(fd, word, version),
         leave: (program) => this.#processes.leave(program),
-        served: (it) => this.#recent.add(it),
-        closed: (it) => {
-          this.#all.delete(it);
-          this.#recent.delete(it);
-        },
+        closed: (it) => this.#all.delete(it),
       });
       this.#all.add(connection);
       connection.start();
@@ -103,8 +89,7 @@ export class Connections {
 interface ConnectionOwner {
   join(word: bigint, version: number): Program | undefined;
   leave(program: Program): void;
-  served(connection: CallConnection): void;
-  closed(connection: CallConnection): void;
+  closed(connection: CallConnection): unknown;
 }
 
 /** A call that waits for descriptors. */
@@ -124,7 +109,6 @@ class CallConnection implements PollSource {
   #slot = -1;
   #program: Program | undefined;
   #parked: Parked | undefined;
-  #isRecent = false;
   #isClosed = false;
 
   constructor(fd: number, loop: EventLoop, door: CallDoor, owner: ConnectionOwner) {
@@ -142,16 +126,6 @@ class CallConnection implements PollSource {
   ready(events: number): void {
     const isEnding = (events & (EPOLLRDHUP | EPOLLHUP)) !== 0;
     while (this.#takeOne() && isEnding) {}
-    if (!this.#isRecent && !this.#isClosed) {
-      this.#isRecent = true;
-      this.#owner.served(this);
-    }
-  }
-
-  /** Asks to be told of messages that came together with others. */
-  catchUp(): void {
-    this.#isRecent = false;
-    this.#loop.rearm(this.#fd, this.#slot);
   }
 
   close(): void {
@@ -187,7 +161,6 @@ class CallConnection implements PollSource {
     const { u32, view } = this.#door.request;
     if (u32[0] === OP_HELLO) this.#program = this.#owner.join(view.getBigUint64(16, true), u32[6]!);
     if (this.#program === undefined) this.close();
-    else this.#loop.rearm(this.#fd, this.#slot);
     return !this.#isClosed;
   }
 

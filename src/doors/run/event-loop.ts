@@ -1,5 +1,5 @@
 /**
- * The box's own loop, in place of Node's: descriptors by edge-triggered polling, timers, and a moment when nothing happens.
+ * The box's own loop, in place of Node's: descriptors by polling, timers, and a moment when nothing happens.
  *
  * It never returns to Node while the box runs, so nothing here may wait for a promise.
  */
@@ -53,11 +53,6 @@ export class EventLoop implements Clock {
 
   remove(fd: number, slot: number): void {
     this.#poller.remove(fd, slot);
-  }
-
-  /** Tells the source again, in its turn, if there is something to read. */
-  rearm(fd: number, slot: number): void {
-    this.#poller.rearm(fd, slot);
   }
 
   stop(): void {

@@ -87,7 +87,7 @@ export class Handles {
     }
     const fd = pair.ours;
     const handle = { id, file, opener, fd, slot: -1 };
-    handle.slot = this.#loop.add(fd, { ready: (events) => this.#ready(handle, events) });
+    handle.slot = this.#loop.add(fd, { comesFirst: true, ready: (events) => this.#ready(handle, events) });
     if (handle.slot < 0) {
       closeDescriptor(fd);
       closeDescriptor(pair.theirs);
@@ -112,7 +112,6 @@ export class Handles {
       if (n <= 0) {
         // A write of no bytes looks like the end of file, but the end comes with an event of its own.
         if (n < 0 || (events & (EPOLLRDHUP | EPOLLHUP)) !== 0) this.#close(handle);
-        else this.#loop.rearm(handle.fd, handle.slot);
         return;
       }
       this.#events.written(handle, this.#buffer.bytes.subarray(0, Math.min(n, this.#buffer.length)));
