@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#define LONGEST_ASK 253 /* SCM_MAX_FD */
 
 _Atomic uint64_t handle_hint[HINT_FDS / 64], folder_hint[HINT_FDS / 64], own_hint[HINT_FDS / 64];
 int any_handle;
@@ -145,19 +144,22 @@ static void thread_ends(void *unused)
 
 /* ---- connections ---- */
 
-static long send_all(int s, const struct iovec *iov, int n, const int *fds, int fd_count)
+static long send_with(int s, const struct iovec *iov, int n, int fd)
 {
-	char control[CMSG_SPACE(LONGEST_ASK * sizeof(int))];
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
 	struct msghdr m = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)n};
-	if (fd_count) {
-		m.msg_control = control;
-		m.msg_controllen = CMSG_SPACE((size_t)fd_count * sizeof(int));
-		memset(control, 0, m.msg_controllen);
+	if (fd >= 0) {
+		memset(&control, 0, sizeof control);
+		m.msg_control = &control;
+		m.msg_controllen = sizeof control;
 		struct cmsghdr *h = CMSG_FIRSTHDR(&m);
 		h->cmsg_level = SOL_SOCKET;
 		h->cmsg_type = SCM_RIGHTS;
-		h->cmsg_len = CMSG_LEN((size_t)fd_count * sizeof(int));
-		memcpy(CMSG_DATA(h), fds, (size_t)fd_count * sizeof(int));
+		h->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(h), &fd, sizeof fd);
 	}
 	long r;
 	do r = SYS(sendmsg, s, &m, MSG_NOSIGNAL);
@@ -233,30 +235,17 @@ static long my_connection(void)
 
 /* ---- one exchange ---- */
 
-static long answer_ask(int s, uint32_t seq, uint32_t length)
+/* The box wants the program's descriptor `wanted`. */
+static long answer_ask(int s, uint32_t seq, int wanted)
 {
-	int32_t wanted[LONGEST_ASK], state[LONGEST_ASK];
-	int open_ones[LONGEST_ASK];
-	struct reply r;
-	struct iovec in[2] = {{&r, sizeof r}, {wanted, sizeof wanted}};
-	struct msghdr m = {.msg_iov = in, .msg_iovlen = 2};
-	long n;
-	do n = SYS(recvmsg, s, &m, 0);
-	while (n == -EINTR);
-	if (n < (long)sizeof r) return -EIO;
-	uint32_t count = length / 4;
-	if (count > LONGEST_ASK) count = LONGEST_ASK;
 	struct request q = {.op = OP_FDS, .seq = seq};
-	struct iovec out[2] = {{&q, sizeof q}, {state, count * 4}};
+	int32_t state;
+	struct iovec out[2] = {{&q, sizeof q}, {&state, sizeof state}};
 	for (;;) {
-		int k = 0;
-		for (uint32_t i = 0; i < count; i++) {
-			int open_now = wanted[i] >= 0 && SYS(fcntl, wanted[i], F_GETFD, 0) >= 0;
-			state[i] = open_now ? 0 : EBADF;
-			if (open_now) open_ones[k++] = wanted[i];
-		}
-		n = send_all(s, out, 2, open_ones, k);
-		if (n != -EBADF) return n < 0 ? -EIO : 0; /* EBADF: another thread closed one just now */
+		int open_now = wanted >= 0 && SYS(fcntl, wanted, F_GETFD, 0) >= 0;
+		state = open_now ? 0 : EBADF;
+		long n = send_with(s, out, 2, open_now ? wanted : -1);
+		if (n != -EBADF) return n < 0 ? -EIO : 0; /* EBADF: another thread closed it just now */
 	}
 }
 
@@ -268,22 +257,15 @@ static int64_t exchange(int s, struct call *c, int *lost)
 	*lost = 1;
 	if (n < 0) return -EIO;
 
+	if (c->q.op == OP_IOCTL) { /* as much as a reply can have; the kernel refuses a length that leads out of user space */
+		uintptr_t end = 0x7ffffffff000, at = (uintptr_t)c->in;
+		c->in_length = at >= end ? 0 : end - at < 65536 ? end - at : 65536;
+	}
 	union {
 		char bytes[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	for (;;) {
-		if (c->q.op == OP_IOCTL) {
-			/* The payload of an ASK must not land in the program's structure: look first. */
-			do n = SYS(recvfrom, s, &c->r, sizeof c->r, MSG_PEEK, 0, 0);
-			while (n == -EINTR);
-			if (n < (long)sizeof c->r) return -EIO;
-			if (c->r.kind == 1 && c->r.seq == c->q.seq) {
-				if (answer_ask(s, c->q.seq, c->r.length) < 0) return -EIO;
-				continue;
-			}
-			c->in_length = c->r.seq == c->q.seq ? c->r.length : 0;
-		}
 		struct iovec in[2] = {{&c->r, sizeof c->r}, {c->in, c->in_length}};
 		struct msghdr m = {.msg_iov = in, .msg_iovlen = c->in_length ? 2 : 1, .msg_control = &control, .msg_controllen = sizeof control};
 		do n = SYS(recvmsg, s, &m, MSG_CMSG_CLOEXEC);
@@ -297,6 +279,10 @@ static int64_t exchange(int s, struct call *c, int *lost)
 		c->fd = -1;
 		if (h && h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS && h->cmsg_len >= CMSG_LEN(sizeof(int)))
 			memcpy(&c->fd, CMSG_DATA(h), sizeof(int));
+		if (c->r.seq == c->q.seq && c->r.kind == 1) {
+			if (answer_ask(s, c->q.seq, (int)c->r.ret) < 0) return -EIO;
+			continue;
+		}
 		if (c->r.seq != c->q.seq || c->r.kind != 0) { /* of a call that was abandoned */
 			if (c->fd >= 0) SYS(close, c->fd);
 			continue;

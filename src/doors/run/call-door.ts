@@ -11,7 +11,7 @@ import type { File, Machine, NodeStat } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import { closeDescriptor, type NativeShared, Region, send, sendDescriptors } from '../../sys/index.ts';
 import { ioctlName } from './call-names.ts';
-import { type FetchedDescriptors, NeedDescriptors } from './descriptors.ts';
+import { type FetchedDescriptors, NeedDescriptor } from './descriptors.ts';
 import type { Handle, Handles } from './handles.ts';
 import type { Program } from './processes.ts';
 import {
@@ -110,10 +110,10 @@ export class CallDoor {
       this.#descriptors.begin(fetched);
       result = this.#dispatch(program, payload);
     } catch (error) {
-      if (error instanceof NeedDescriptors) {
+      if (error instanceof NeedDescriptor) {
         this.#descriptors.interrupted();
         program.memory.closeWindow();
-        return this.#ask(fd, error.numbers);
+        return this.#ask(fd, error.number);
       }
       if (!(error instanceof Errno)) {
         this.#dropDescriptor();
@@ -357,16 +357,14 @@ export class CallDoor {
     return sent === total ? 'answered' : 'broken';
   }
 
-  #ask(fd: number, numbers: readonly number[]): Outcome {
+  #ask(fd: number, number: number): Outcome {
     const r = this.#r;
     r.fill(0, 0, 8);
     r[0] = KIND_ASK;
     r[1] = this.#qs[1]!;
+    r[2] = number;
     r[4] = NO_DESCRIPTOR;
-    r[6] = numbers.length * 4;
-    for (let i = 0; i < numbers.length; i++) r[8 + i] = numbers[i]!;
-    const total = REPLY_HEADER + numbers.length * 4;
-    return send(fd, this.reply.address, total) === total ? 'asked' : 'broken';
+    return send(fd, this.reply.address, REPLY_HEADER) === REPLY_HEADER ? 'asked' : 'broken';
   }
 
   #describe(program: Program, result: number): CallRecord {

@@ -95,8 +95,8 @@ interface ConnectionOwner {
 /** A call that waits for descriptors. */
 interface Parked {
   readonly request: Uint8Array;
-  /** The numbers that were asked for, in order. */
-  numbers: readonly number[];
+  /** The number that was asked for. */
+  number: number;
   readonly fetched: Map<number, number>;
   rounds: number;
 }
@@ -167,42 +167,35 @@ class CallConnection implements PollSource {
   #park(length: number): void {
     this.#parked = {
       request: this.#door.request.bytes.slice(0, length),
-      numbers: this.#asked(),
+      number: this.#asked(),
       fetched: new Map(),
       rounds: 0,
     };
   }
 
   /** What the ASK in the reply buffer asks for. */
-  #asked(): number[] {
-    const { s32 } = this.#door.reply;
-    return Array.from({ length: s32[6]! / 4 }, (_, i) => s32[8 + i]!);
+  #asked(): number {
+    return this.#door.reply.s32[2]!;
   }
 
-  /** The message that carries descriptors; then the call again. */
+  /** The message that carries the descriptor; then the call again. */
   #takeDescriptors(parked: Parked): boolean {
     const request = this.#door.request;
     const came: number[] = [];
     const n = receiveDescriptors(this.#fd, request.address, LONGEST_REQUEST, came);
     if (n === -EAGAIN) return false;
-    const { numbers } = parked;
-    const isGood =
-      n === REQUEST_HEADER + numbers.length * 4 &&
-      request.u32[0] === OP_FDS &&
-      numbers.filter((_, i) => request.s32[REQUEST_HEADER / 4 + i] === 0).length === came.length;
+    const isOpen = request.s32[REQUEST_HEADER / 4] === 0;
+    const isGood = n === REQUEST_HEADER + 4 && request.u32[0] === OP_FDS && came.length === (isOpen ? 1 : 0);
     if (!isGood || ++parked.rounds > MOST_ROUNDS) {
       for (const fd of came) closeDescriptor(fd);
       this.close();
       return false;
     }
-    for (const [i, number] of numbers.entries()) {
-      const isOpen = request.s32[REQUEST_HEADER / 4 + i] === 0;
-      parked.fetched.set(number, isOpen ? came.shift()! : -1);
-    }
+    parked.fetched.set(parked.number, came[0] ?? -1);
     request.bytes.set(parked.request);
     const outcome = this.#door.serve(this.#fd, this.#program!, parked.request.length, parked.fetched);
     if (outcome === 'asked') {
-      parked.numbers = this.#asked();
+      parked.number = this.#asked();
       return true;
     }
     this.#parked = undefined;

@@ -1,7 +1,7 @@
 /**
  * Descriptors of a program, as far as one call needs them.
  *
- * A number means nothing here. When a call asks for one, the door interrupts it (`NeedDescriptors`), fetches copies from the program,
+ * A number means nothing here. When a call asks for one, the door interrupts it (`NeedDescriptor`), fetches copies from the program,
  * and runs the call again from its start. What a call keeps, it keeps as copies of its own; the fetched ones are closed at its end.
  */
 import { type DescriptorSource, type EventContext, type File, ForeignFile, type MemoryFile } from '../../host/index.ts';
@@ -21,12 +21,12 @@ import {
 import type { EventLoop } from './event-loop.ts';
 
 /** Thrown through a call that needs a descriptor which was not fetched yet. */
-export class NeedDescriptors extends Error {
-  readonly numbers: readonly number[];
+export class NeedDescriptor extends Error {
+  readonly number: number;
 
-  constructor(numbers: readonly number[]) {
-    super('descriptors are needed');
-    this.numbers = numbers;
+  constructor(number: number) {
+    super('a descriptor is needed');
+    this.number = number;
   }
 }
 
@@ -94,7 +94,7 @@ export class FetchedDescriptors implements DescriptorSource {
   #fetch(descriptor: number): number {
     if (descriptor < 0) throw new Errno('EBADF', `${descriptor} is not a descriptor`);
     const fd = this.#fetched.get(descriptor);
-    if (fd === undefined) throw new NeedDescriptors([descriptor]);
+    if (fd === undefined) throw new NeedDescriptor(descriptor);
     if (fd < 0) throw new Errno('EBADF', `descriptor ${descriptor} is not open`);
     return fd;
   }

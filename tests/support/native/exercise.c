@@ -261,6 +261,7 @@ static void t_stat(void)
 static void t_sysfs(void)
 {
 	char b[256] = "", *r;
+	struct stat st;
 	int fd = open("/sys/bus/pci/devices/0000:00:04.0/vendor", O_RDONLY);
 	CHECK(fd >= 0 && read(fd, b, sizeof b) == 7 && !strncmp(b, "0x1234", 6));
 	close(fd);
@@ -285,6 +286,32 @@ static void t_sysfs(void)
 	for (struct dirent *e; d && (e = readdir(d));) seen += !strcmp(e->d_name, "0000:00:04.0");
 	CHECK(seen == 1);
 	if (d) closedir(d);
+	d = opendir("/dev/vfio/..");
+	CHECK(d != 0);
+	if (d) closedir(d);
+	CHECK(stat("/dev/vfio/devices/../7", &st) == 0 && S_ISCHR(st.st_mode));
+	FAILS(readlink("/sys/bus/pci/devices/0000:00:04.0/../../../kernel/iommu_groups/7/type", b, sizeof b), EINVAL);
+	r = realpath("/sys/bus/pci/devices/0000:00:04.0/../../../kernel/iommu_groups/7", b);
+	CHECK(r && !strcmp(r, "/sys/kernel/iommu_groups/7"));
+	r = realpath("/sys/bus/pci/devices/0000:00:04.0/../..", b);
+	CHECK(r && !strcmp(r, "/sys/devices"));
+	CHECK(chdir("/dev/vfio") == 0 && chdir("..") == 0 && getcwd(b, sizeof b) && !strcmp(b, "/dev") && access("null", F_OK) == 0);
+	struct stat by_fd;
+	fd = open("/sys/bus/pci/devices/0000:00:04.0/driver_override", O_RDWR);
+	CHECK(fd >= 0 && fstat(fd, &by_fd) == 0 && stat("/sys/bus/pci/devices/0000:00:04.0/driver_override", &st) == 0);
+	CHECK(st.st_dev == by_fd.st_dev && st.st_ino == by_fd.st_ino && S_ISREG(by_fd.st_mode));
+	f = fdopen(dup(fd), "r");
+	CHECK(f && fgets(b, sizeof b, f) && !strcmp(b, "value\n") && !fgets(b, sizeof b, f));
+	if (f) fclose(f);
+	pid_t p = fork();
+	if (!p) {
+		dup2(fd, 0);
+		execl("/bin/sh", "sh", "-c", "test \"$(od -An -c)\" = '   v   a   l   u   e  \\n'", (char *)0);
+		_exit(9);
+	}
+	int status;
+	CHECK(waitpid(p, &status, 0) == p && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	close(fd);
 	glob_t g = {0};
 	CHECK(glob("/sys/bus/pci/devices/*/vendor", 0, 0, &g) == 0 && g.gl_pathc == 1 && !strcmp(g.gl_pathv[0], "/sys/bus/pci/devices/0000:00:04.0/vendor"));
 	globfree(&g);
@@ -309,7 +336,6 @@ static void t_sysfs(void)
 	CHECK(f && fprintf(f, "bad") == 3);
 	FAILS(f ? fclose(f) : 0, EINVAL);
 	CHECK(access("/sys/kernel/iommu_groups/7/type", R_OK) == 0);
-	struct stat st;
 	CHECK(lstat("/sys/bus/pci/devices/0000:00:04.0", &st) == 0 && S_ISLNK(st.st_mode));
 	CHECK(stat("/sys/bus/pci/devices/0000:00:04.0/", &st) == 0 && S_ISDIR(st.st_mode));
 }

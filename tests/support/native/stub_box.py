@@ -116,14 +116,15 @@ class Box:
                     h.theirs = None
 
     def ask(self, s, seq, numbers):
-        s.sendmsg([REPLY.pack(1, seq, 0, -2, 0, 4 * len(numbers), 0), struct.pack('<%di' % len(numbers), *numbers)])
-        message, control, _, _ = s.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 253))
-        assert REQUEST.unpack_from(message)[0] == FDS and REQUEST.unpack_from(message)[1] == seq
-        state = struct.unpack('<%di' % len(numbers), message[REQUEST.size:])
-        fds = array.array('i')
-        for level, kind, data in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[:len(data) // 4 * 4])
+        state, fds = [], array.array('i')
+        for number in numbers:
+            s.sendmsg([REPLY.pack(1, seq, number, -2, 0, 0, 0)])
+            message, control, _, _ = s.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 253))
+            assert REQUEST.unpack_from(message)[0] == FDS and REQUEST.unpack_from(message)[1] == seq
+            state += struct.unpack('<i', message[REQUEST.size:])
+            for level, kind, data in control:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds.frombytes(data[:len(data) // 4 * 4])
         return state, list(fds)
 
     def answer(self, s, pid, op, seq, handle, a, b, c, d, payload):
@@ -170,7 +171,11 @@ class Box:
             return self.ioctl(s, pid, seq, h, a, b, payload)
         if op == PREAD:
             if h.kind == 'attribute':
-                return 0, b'value\n'[h.position:h.position + b]
+                at = h.position if a == 0xffffffffffffffff else a
+                data = b'value\n'[at:at + b]
+                if a == 0xffffffffffffffff:
+                    h.position += len(data)
+                return len(data), data
             at = h.position if a == 0xffffffffffffffff else a
             if at >= 0x10000:
                 return -errno.EINVAL,
