@@ -2,12 +2,12 @@
  * The programs that use the box. A process is known by its number, as the kernel vouches for it, and by the random word of its image,
  * which is new after fork and exec. It lives from its first connection to its last; what it opened may outlive it in another process.
  */
-import type { DescriptorSource, Machine, Process } from '../../host/index.ts';
+import type { Capability, DescriptorSource, Machine, Process } from '../../host/index.ts';
 import { capabilities, memlockLimit, ProcessMemory, programName } from '../../sys/index.ts';
 import { say } from './reporter.ts';
 import { ProgramMemory, type SharedByKey } from './user-memory.ts';
 
-const CAPABILITY_BITS = { CAP_IPC_LOCK: 14n, CAP_SYS_RAWIO: 17n, CAP_SYS_ADMIN: 21n, CAP_SYS_RESOURCE: 24n } as const;
+const CAP_IPC_LOCK = 14n;
 
 /** What one program may hold of the box at a time. */
 export const MOST_CONNECTIONS = 8192;
@@ -110,8 +110,9 @@ export class Processes {
     };
     const rights = {
       uid,
-      capable: (capability: keyof typeof CAPABILITY_BITS) =>
-        ((capabilities(pid) >> CAPABILITY_BITS[capability]) & 1n) === 1n,
+      capable: (capability: Capability) =>
+        // Who runs a box administers its machine; what it may lock is the real process's affair.
+        capability !== 'CAP_IPC_LOCK' || ((capabilities(pid) >> CAP_IPC_LOCK) & 1n) === 1n,
       memlockLimit: () => memlockLimit(pid),
     };
     const process = this.#machine.createProcess(identity, memory, this.#descriptors, rights);
