@@ -96,7 +96,7 @@ void own_drop(int fd);
 void mapping_fd_moved(int from, int to);
 
 /* paths.c */
-enum { PLACE_NONE, PLACE_DEV, PLACE_SYS };
+enum { PLACE_NONE, PLACE_DEV, PLACE_SYS, PLACE_OUT /* a `..` led out of the box: `real` is the real machine's */ };
 struct place {
 	int kind;
 	char path[PATH_MAX]; /* absolute, as the program sees it */
@@ -168,6 +168,9 @@ int64_t open_in_box(const struct place *w, int flags, unsigned mode); /* descrip
 void say(const char *line); /* on stderr, safe anywhere */
 int64_t box_read(uint64_t id, void *buffer, size_t count, uint64_t offset);
 int64_t box_write(uint64_t id, const void *buffer, size_t count, uint64_t offset);
+
+/* files.c */
+void stdin_inherited(void);
 
 /* streams.c */
 void stdout_moved(int from);

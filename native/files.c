@@ -13,6 +13,15 @@
 
 #define HAS_MODE(flags) (((flags)&O_CREAT) || ((flags)&O_TMPFILE) == O_TMPFILE)
 
+/* What /proc/self/fd/N says of the handle; `name` has PATH_MAX bytes. */
+static int ask_name(uint64_t id, char *name)
+{
+	struct call c = {.q = {.op = OP_NAME, .handle = id}, .in = name, .in_length = PATH_MAX - 1};
+	if (box_call(&c) < 0) return 0;
+	name[c.got] = 0;
+	return name[0] != 0;
+}
+
 /* ---- open ---- */
 
 int64_t open_in_box(const struct place *w, int flags, unsigned mode)
@@ -33,7 +42,7 @@ int64_t open_in_box(const struct place *w, int flags, unsigned mode)
 
 static int box_open(const struct place *w, int flags, mode_t mode)
 {
-	int64_t r = open_in_box(w, flags, mode);
+	int64_t r = w->kind == PLACE_OUT ? -PASSED : open_in_box(w, flags, mode);
 	if (r != -PASSED) return (int)finish(r);
 	int fd = REAL(openat)(AT_FDCWD, w->real, flags, mode);
 	if (fd >= 0) hint_set(folder_hint, fd);
@@ -47,11 +56,7 @@ static NOINLINE int open_again(int dirfd, const char *path, int flags, mode_t mo
 	uint64_t id;
 	int n = fd_in_path(path);
 	if (n >= 0) {
-		if (!handle_of(n, &id)) goto no;
-		struct call c = {.q = {.op = OP_NAME, .handle = id}, .in = w.path, .in_length = PATH_MAX - 1};
-		if (box_call(&c) < 0) goto no;
-		w.path[c.got] = 0;
-		if (strncmp(w.path, "/dev/", 5)) goto no;
+		if (!handle_of(n, &id) || !ask_name(id, w.path) || w.path[0] != '/') goto no;
 		strcpy(w.real, w.path);
 	} else if (place_of(dirfd, path, &w) != PLACE_DEV) goto no;
 	int64_t r = open_in_box(&w, flags, mode);
@@ -151,6 +156,63 @@ static int flags_of(const char *mode)
 	return flags;
 }
 
+/*
+ * stdio reads inside libc, where no wrapper sees it, and would find the handle's socket. What an attribute says now is put
+ * into a memfd with the handle's number.
+ */
+static int snapshot(int fd, uint64_t id)
+{
+	char chunk[4096];
+	long m = SYS(memfd_create, "attribute", 1 /* MFD_CLOEXEC */);
+	if (m < 0) return (int)m;
+	for (uint64_t at = 0; at < 1 << 24;) {
+		int64_t r = box_read(id, chunk, sizeof chunk, at);
+		if (r < 0) {
+			SYS(close, m);
+			return (int)r;
+		}
+		if (r == 0) break;
+		SYS(pwrite64, m, chunk, r, at);
+		at += (uint64_t)r;
+	}
+	long flags = SYS(fcntl, fd, F_GETFD, 0), r = SYS(dup3, m, fd, flags > 0 && (flags & FD_CLOEXEC) ? O_CLOEXEC : 0);
+	SYS(close, m);
+	hint_clear(handle_hint, fd);
+	return r < 0 ? (int)r : 0;
+}
+
+/* A handle of an attribute that stdio is going to read. 0, or minus the errno. */
+static NOINLINE int prepare_reading(int fd)
+{
+	uint64_t id;
+	char name[PATH_MAX];
+	if (!handle_of(fd, &id) || !ask_name(id, name) || strncmp(name, "/sys/", 5)) return 0;
+	return snapshot(fd, id);
+}
+
+/* Standard input of a program that reads it with stdio: `od < config`. */
+void stdin_inherited(void)
+{
+	if (hint_get(handle_hint, 0)) prepare_reading(0);
+}
+
+static inline int only_reads(const char *mode)
+{
+	return mode[0] == 'r' && !strchr(mode, '+');
+}
+
+EXPORT FILE *fdopen(int fd, const char *mode)
+{
+	if (maybe_handle(fd) && mode && only_reads(mode)) {
+		int e = prepare_reading(fd);
+		if (e < 0) {
+			errno = -e;
+			return 0;
+		}
+	}
+	return REAL(fdopen)(fd, mode);
+}
+
 static NOINLINE FILE *stream_placed(const char *path, const char *mode, int *done)
 {
 	struct place w;
@@ -159,7 +221,11 @@ static NOINLINE FILE *stream_placed(const char *path, const char *mode, int *don
 	int fd = box_open(&w, flags_of(mode), 0666);
 	if (fd < 0) return 0;
 	FILE *f = fdopen(fd, mode);
-	if (!f) SYS(close, fd);
+	if (!f) {
+		int saved = errno;
+		SYS(close, fd);
+		errno = saved;
+	}
 	return f;
 }
 
@@ -188,6 +254,7 @@ static NOINLINE FILE *restream_placed(const char *path, const char *mode, FILE *
 		errno = saved;
 		return 0;
 	}
+	if (only_reads(mode)) prepare_reading(fd);
 	FILE *f = REAL(freopen)("/dev/null", mode, stream);
 	if (f) dup3(fd, fileno(f), flags_of(mode) & O_CLOEXEC);
 	SYS(close, fd);
@@ -368,16 +435,23 @@ static void node_to_stat(const struct node *n, struct stat *st)
 	st->st_blocks = 0;
 }
 
-/* A real stat found a socket: is it a handle, or a node of the tree? */
-static NOINLINE int64_t ask_socket(int dirfd, const char *path, int flags, struct node *n)
+/*
+ * A real stat found a socket: is it a handle, or a node of the tree? When the handle has a path, *named says so and the answer must be
+ * that path's, because programs compare stat with fstat.
+ */
+static NOINLINE int64_t ask_socket(int dirfd, const char *path, int flags, struct node *n, struct place *w, int *named)
 {
-	struct place w;
 	uint64_t id;
 	int fd = -1;
+	*named = 0;
 	if (!path || !*path) fd = dirfd;
 	else if (!(flags & AT_SYMLINK_NOFOLLOW)) fd = fd_in_path(path);
-	if (fd >= 0) return handle_of(fd, &id) ? ask_stat(id, 0, 0, n) : -PASSED;
-	if (path && place_of(dirfd, path, &w) == PLACE_DEV) return ask_stat(0, w.path, flags, n);
+	if (fd >= 0) {
+		if (!handle_of(fd, &id)) return -PASSED;
+		*named = ask_name(id, w->path) && w->path[0] == '/';
+		return ask_stat(id, 0, 0, n);
+	}
+	if (path && place_of(dirfd, path, w) == PLACE_DEV) return ask_stat(0, w->path, flags, n);
 	return -PASSED;
 }
 
@@ -405,8 +479,13 @@ static int do_stat(int dirfd, const char *path, int flags, struct stat *st)
 	if (path && unlikely(place_wanted(dirfd, path)) && stat_placed(dirfd, path, flags, st, &r)) return (int)finish(r);
 	r = path ? SYS(newfstatat, dirfd, path, st, flags) : SYS(fstat, dirfd, st);
 	if (unlikely(r == 0 && S_ISSOCK(st->st_mode) && box_active)) {
-		int64_t a = ask_socket(dirfd, path, flags, &n);
-		if (a == 1) node_to_stat(&n, st);
+		struct place w;
+		struct stat same;
+		long found;
+		int named;
+		int64_t a = ask_socket(dirfd, path, flags, &n, &w, &named);
+		if (a == 1 && named && stat_placed(AT_FDCWD, strcpy(w.real, w.path), 0, &same, &found) && found == 0) *st = same;
+		else if (a == 1) node_to_stat(&n, st);
 		else if (a != -PASSED) r = a;
 	}
 	return (int)finish(r);
@@ -524,8 +603,13 @@ EXPORT int statx(int dirfd, const char *path, int flags, unsigned mask, struct s
 	if (unlikely(place_wanted(dirfd, path)) && statx_placed(dirfd, path, flags, mask, sx, &r)) return (int)finish(r);
 	r = SYS(statx, dirfd, path, flags, mask | (box_active ? STATX_TYPE : 0), sx);
 	if (unlikely(r == 0 && S_ISSOCK(sx->stx_mode) && box_active)) {
-		int64_t a = ask_socket(dirfd, path, flags, &n);
-		if (a == 1) node_to_statx(&n, sx);
+		struct place w;
+		struct statx same;
+		long found;
+		int named;
+		int64_t a = ask_socket(dirfd, path, flags, &n, &w, &named);
+		if (a == 1 && named && statx_placed(AT_FDCWD, strcpy(w.real, w.path), 0, mask | STATX_TYPE, &same, &found) && found == 0) *sx = same;
+		else if (a == 1) node_to_statx(&n, sx);
 		else if (a != -PASSED) r = a;
 	}
 	return (int)finish(r);
@@ -601,12 +685,11 @@ static NOINLINE long link_answer(int dirfd, const char *path, char *buffer, size
 			fd = fd_in_path(w.path);
 		}
 		if (fd < 0 || !handle_of(fd, &id)) return r;
-		struct call c = {.q = {.op = OP_NAME, .handle = id}, .in = text, .in_length = sizeof text};
-		if (box_call(&c) < 0) return r;
-		while (c.got && !text[c.got - 1]) c.got--;
-		if (c.got > size) c.got = size;
-		memcpy(buffer, text, c.got);
-		return (long)c.got;
+		if (!ask_name(id, text)) return r;
+		size_t length = strlen(text);
+		if (length > size) length = size;
+		memcpy(buffer, text, length);
+		return (long)length;
 	}
 	memcpy(text, buffer, (size_t)r);
 	text[r] = 0;

@@ -87,21 +87,55 @@ static int join(char *out, const char *a, const char *b)
 	return 1;
 }
 
-/* Where the kernel would arrive: a `..` after a symbolic link leaves from the link's target. */
-static NOINLINE void physical(struct place *w)
+/* A `..` after a symbolic link leaves from the link's target: so the kernel is asked where it arrives. 0: nowhere. */
+static NOINLINE int physical(const char *real, char *out)
+{
+	long fd = SYS(openat, AT_FDCWD, real, O_PATH | O_CLOEXEC, 0);
+	if (fd < 0) return 0;
+	int found = fd_path((int)fd, out) > 0 && out[0] == '/';
+	SYS(close, fd);
+	if (found) strip_root(out);
+	return found;
+}
+
+/* What the path is in before its first `..` */
+static int kind_before_up(char *raw)
+{
+	for (char *p = raw; (p = strstr(p, "/..")); p++) {
+		if (p[3] && p[3] != '/') continue;
+		char head[PATH_MAX];
+		*p = 0;
+		normalise(raw, head);
+		*p = '/';
+		return kind_of(head);
+	}
+	return PLACE_NONE;
+}
+
+static NOINLINE int place_with_up(struct place *w, char *raw)
 {
 	char link[PATH_MAX];
-	long fd = SYS(openat, AT_FDCWD, w->real, O_PATH | O_CLOEXEC, 0);
-	if (fd < 0) return;
-	if (fd_path((int)fd, link) > 0) {
-		strip_root(link);
-		int kind = kind_of(link);
-		if (kind) {
-			w->kind = kind;
-			strcpy(w->path, link);
-		}
+	if (w->kind == PLACE_DEV) return 0;
+	strip_root(raw);
+	int before = kind_before_up(raw);
+	if (before == PLACE_DEV && !w->kind) { /* no symbolic links there, and the real folder may not exist */
+		w->kind = PLACE_OUT;
+		strcpy(w->real, w->path);
+		return 1;
 	}
-	SYS(close, fd);
+	if (before != PLACE_SYS || !(rewrite_sysfs ? join(w->real, box_root, raw) : join(w->real, raw, ""))) return 0;
+	if (!physical(w->real, link)) {
+		if (w->kind) return 0;
+		w->kind = rewrite_sysfs ? PLACE_OUT : PLACE_NONE;
+		return 1;
+	}
+	w->kind = kind_of(link);
+	if (w->kind) strcpy(w->path, link);
+	else if (rewrite_sysfs) {
+		w->kind = PLACE_OUT;
+		strcpy(w->real, link);
+	}
+	return 1;
 }
 
 int place_of(int dirfd, const char *path, struct place *w)
@@ -121,22 +155,16 @@ int place_of(int dirfd, const char *path, struct place *w)
 	int up = normalise(raw, w->path);
 	strip_root(w->path);
 	w->kind = kind_of(w->path);
+	if (unlikely(up) && place_with_up(w, raw)) return w->kind;
 	if (!w->kind) return 0;
 
-	const char *text = w->path;
-	if (up) {
-		strip_root(raw);
-		if (kind_of(raw) || !strncmp(raw, "/sys/", 5)) text = raw;
-	}
-	if (w->kind == PLACE_DEV) text = w->path;
-	int done = w->kind == PLACE_DEV || rewrite_sysfs ? join(w->real, box_root, text) : join(w->real, text, "");
+	int done = w->kind == PLACE_DEV || rewrite_sysfs ? join(w->real, box_root, w->path) : join(w->real, w->path, "");
 	if (!done) {
 		w->kind = PLACE_NONE;
 		return 0;
 	}
 	l = strlen(w->real);
 	if (path[strlen(path) - 1] == '/' && w->real[l - 1] != '/' && l + 1 < PATH_MAX) strcpy(w->real + l, "/");
-	if (up && w->kind == PLACE_SYS) physical(w);
 	return w->kind;
 }
 

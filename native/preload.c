@@ -51,6 +51,7 @@ __attribute__((constructor)) static void start(void)
 	if (box_active) {
 		paths_init();
 		adopt_inherited();
+		stdin_inherited();
 		trap_init();
 		children_init();
 	}

@@ -3,7 +3,7 @@
 // Run by npm's postinstall, so a missing compiler is a clear line and not a failure. --test also builds and runs the
 // decoder's differential test; its failure is a failure.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -103,6 +103,7 @@ if (wanted.length > 0) {
       ...target.sources.map((s) => join(source, s)),
       ...target.libraries,
     ];
+    const begun = new Date();
     const made = spawnSync(cc[0], command, { encoding: 'utf8' });
     if (made.stderr) process.stderr.write(made.stderr);
     if (made.error || made.status !== 0) {
@@ -113,6 +114,7 @@ if (wanted.length > 0) {
         test ? 1 : 0,
       );
     }
+    utimesSync(temporary, begun, begun); // a source that changed meanwhile is newer
     renameSync(temporary, output);
   }
   if (process.arch !== 'x64')

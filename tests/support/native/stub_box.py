@@ -115,17 +115,14 @@ class Box:
                     h.theirs.close()
                     h.theirs = None
 
-    def ask(self, s, seq, numbers):
-        state, fds = [], array.array('i')
-        for number in numbers:
-            s.sendmsg([REPLY.pack(1, seq, number, -2, 0, 0, 0)])
-            message, control, _, _ = s.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 253))
-            assert REQUEST.unpack_from(message)[0] == FDS and REQUEST.unpack_from(message)[1] == seq
-            state += struct.unpack('<i', message[REQUEST.size:])
-            for level, kind, data in control:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    fds.frombytes(data[:len(data) // 4 * 4])
-        return state, list(fds)
+    def ask(self, s, seq, number):
+        """The program's descriptor, or None when it is not open."""
+        s.sendmsg([REPLY.pack(1, seq, number, -2, 0, 0, 0)])
+        message, control, _, _ = s.recvmsg(1 << 12, socket.CMSG_SPACE(4))
+        assert REQUEST.unpack_from(message)[:2] == (FDS, seq)
+        state = struct.unpack('<i', message[REQUEST.size:])[0]
+        assert state in (0, errno.EBADF) and len(control) == (state == 0)
+        return struct.unpack('<i', control[0][2])[0] if control else None
 
     def answer(self, s, pid, op, seq, handle, a, b, c, d, payload):
         if op in (OPEN, STAT, ACCESS) and not handle:
@@ -224,11 +221,13 @@ class Box:
         if n == 4:  # T_ASK: u32 count, then numbers: each gets write(8) if open
             count = struct.unpack_from('<I', payload)[0]
             numbers = struct.unpack('<%di' % count, remote(pid, arg + 4, size=4 * count))
-            state, fds = self.ask(s, seq, numbers)
-            for fd in fds:
-                os.write(fd, struct.pack('<Q', 1))
-                os.close(fd)
-            return sum(1 for x in state if x == 0) - 100 * sum(1 for x in state if x != 0) + 1000, b''
+            result = 1000
+            for fd in (self.ask(s, seq, n) for n in numbers):
+                result += 1 if fd is not None else -100
+                if fd is not None:
+                    os.write(fd, struct.pack('<Q', 1))
+                    os.close(fd)
+            return result,
         if n == 5:  # T_NEW: a descriptor as the return value, close-on-exec
             x = self.make('device', 'anon_inode:[vfio-device]')
             return 0, b'', x.theirs.fileno(), -1, 1
