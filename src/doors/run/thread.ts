@@ -5,7 +5,7 @@
  * package is being worked on, the joined file is used only when it is newer than everything it was made of.
  */
 import { readFileSync, statSync } from 'node:fs';
-import { Worker } from 'node:worker_threads';
+import { SHARE_ENV, Worker } from 'node:worker_threads';
 
 const modules = new URL('./box-thread.js', import.meta.url);
 const dist = new URL('../../../', import.meta.url);
@@ -15,7 +15,11 @@ const sources = new URL('../src/', dist);
 
 export function startThread(): Worker {
   // Calls leave short-lived objects behind; the default of a thread collects them four times as often.
-  return new Worker(isFresh() ? joined : modules, { resourceLimits: { maxYoungGenerationSizeMb: 64 } });
+  return new Worker(isFresh() ? joined : modules, {
+    resourceLimits: { maxYoungGenerationSizeMb: 64 },
+    env: SHARE_ENV,
+    trackUnmanagedFds: false,
+  });
 }
 
 function isFresh(): boolean {
