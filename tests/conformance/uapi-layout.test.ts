@@ -56,7 +56,9 @@ for (const [header, tables] of Object.entries(HEADERS)) {
     t.diagnostic(`${measured.length} facts of ${header} compared`);
     assert.ok(measured.length > 100);
     assert.deepEqual(
-      expected.filter((line, i) => line !== measured[i]).map((line) => `${line}, the header: ${measured[expected.indexOf(line)]}`),
+      expected
+        .filter((line, i) => line !== measured[i])
+        .map((line) => `${line}, the header: ${measured[expected.indexOf(line)]}`),
       [],
     );
   });
