@@ -4,8 +4,9 @@
  * A handler copies in, acts and copies out without waiting for anything. Descriptors are resolved first, before anything is
  * changed: a door may have to fetch a descriptor from the program and then runs the call again from its start.
  */
-import { Errno } from '../../lib/errno.ts';
+
 import type { SharedMemory } from '../../hw/memory/backing.ts';
+import { Errno } from '../../lib/errno.ts';
 import type { Task } from './task.ts';
 
 /** The result of a call that makes a descriptor. Without `offset` its number is the return value, else it is stored there as s32. */

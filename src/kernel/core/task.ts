@@ -1,8 +1,9 @@
 /**
  * Who makes a call: the process behind it, its memory, its descriptors, its rights.
  */
-import { Errno } from '../../lib/errno.ts';
+
 import type { Backing } from '../../hw/memory/backing.ts';
+import { Errno } from '../../lib/errno.ts';
 import type { File } from './file.ts';
 import type { Mm } from './mm.ts';
 
