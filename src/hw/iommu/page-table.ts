@@ -139,7 +139,8 @@ export class PageTable {
 
   /**
    * Maps `count` pages from `page` to those from `physicalPage`, each step by the largest leaf that both alignments and the rest
-   * allow. Returns -1, or the first page that was mapped already; then nothing has changed. ENOMEM: no table, nothing has changed.
+   * allow. Returns -1, or the first page of the leaf that found its place taken; then nothing has changed. ENOMEM: no table, nothing
+   * has changed.
    * The caller has checked both ranges.
    */
   map(page: number, physicalPage: number, count: number, prot: number, isSnooped: boolean): number {
@@ -221,19 +222,28 @@ export class PageTable {
     this.#pending.length = 0;
   }
 
+  /** The first page of `[first, last]` that is mapped, -1 when none is. After it `level` and the entry are those of its leaf. */
+  firstMapped(first: number, last: number): number {
+    let at = first;
+    while (at <= last && at < this.pageLimit) {
+      if (this.walk(at) >= 0) return at;
+      const pages = 512 ** this.level;
+      at += pages - (at % pages);
+    }
+    return -1;
+  }
+
   /** Visits the leaves that translate a page of `[first, last]`, in order. */
   forEachLeaf(
     first: number,
     last: number,
     visit: (firstPage: number, pages: number, low: number, high: number) => void,
   ): void {
-    let at = first;
-    while (at <= last && at < this.pageLimit) {
-      const found = this.walk(at) >= 0;
-      const pages = LEAF_PAGES[this.level] ?? LEAF_PAGES[2]! * 512 ** (this.level - 2);
+    for (let at = this.firstMapped(first, last); at >= 0; ) {
+      const pages = LEAF_PAGES[this.level]!;
       const start = at - (at % pages);
-      if (found) visit(start, pages, this.low, this.high);
-      at = start + pages;
+      visit(start, pages, this.low, this.high);
+      at = this.firstMapped(start + pages, last);
     }
   }
 

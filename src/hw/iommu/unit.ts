@@ -155,7 +155,10 @@ export class IommuUnit implements Upstream {
       // A write through a clean leaf has to come back here to set the dirty bit, so only what is dirty is cached writable.
       if (access !== 2 && (table.low & format.dirty) === 0) attributes &= ~2;
     }
-    this.iotlb.fill(context.space.tag, page, physicalPage, table.level, attributes);
+    // A leaf around the interrupt window is cached page by page, so that a hit cannot reach into the window.
+    const level =
+      Math.floor(page / 512 ** table.level) === Math.floor(MSI_FIRST_PAGE / 512 ** table.level) ? 0 : table.level;
+    this.iotlb.fill(context.space.tag, page, physicalPage, level, attributes);
     this.iotlb.attributes = attributes;
     return physicalPage;
   }

@@ -97,7 +97,7 @@ export class Domain {
     }
     mapPoint.hit();
     const conflict = table.map(page, physicalPage, count, prot & 3, this.#enforcesCoherency);
-    if (conflict >= 0) throw new Errno('EADDRINUSE', `${pagesText(conflict, 1)} is mapped already`);
+    if (conflict >= 0) throw this.#taken(table, conflict, page + count - 1);
     this.#hasHadMappings = true;
     if (traceMap.heard) {
       traceMap.fire(() => ({ iova: bytesOf(page), paddr: bytesOf(physicalPage), size: bytesOf(count) }));
@@ -226,6 +226,11 @@ export class Domain {
       return `the domain makes no-snoop DMA coherent, which unit ${unit.name} cannot`;
     }
     return undefined;
+  }
+
+  #taken(table: PageTable, first: number, last: number): Errno {
+    const page = table.firstMapped(first, last);
+    return new Errno('EADDRINUSE', `${pagesText(page, LEAF_PAGES[table.level]!)} is mapped already`);
   }
 
   #aperture(): string {
