@@ -6,6 +6,7 @@ export type { Capability, EventContext, MemoryFile, Task } from '../kernel/core/
 export type { UserMemory, Vma } from '../kernel/core/user-memory.ts';
 export { AttributeFile } from './attribute-file.ts';
 export type { Invariants } from './counters.ts';
+export { explainDma } from './dma-refusals.ts';
 export { type HostConfig, HostFileError, loadHost, parseHost, presetNames } from './host-file.ts';
 export { Machine } from './machine.ts';
 export type { NodeStat } from './nodes.ts';

@@ -24,7 +24,6 @@ export function hex(value: bigint | number): string {
   return `0x${value.toString(16)}`;
 }
 
-// biome-ignore-start lint/complexity/useMathMinMax: Math.max and Math.min do not take a bigint.
 
 /** Math.max for addresses. */
 export function largest(...values: bigint[]): bigint {
@@ -36,4 +35,3 @@ export function smallest(...values: bigint[]): bigint {
   return values.reduce((a, b) => (a < b ? a : b));
 }
 
-// biome-ignore-end lint/complexity/useMathMinMax: see above.

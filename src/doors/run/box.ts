@@ -3,7 +3,7 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type HostConfig, type Invariants, Machine } from '../../host/index.ts';
+import { explainDma, type HostConfig, type Invariants, Machine } from '../../host/index.ts';
 import { closeDescriptor, createEventfd, NativeShared, raiseDescriptorLimit, readEventfd } from '../../sys/index.ts';
 import { CallDoor } from './call-door.ts';
 import { Connections } from './connections.ts';
@@ -104,6 +104,7 @@ export class Box {
       this.#flush();
     };
     this.#trace?.start();
+    if (options.explain) explainDma(this.machine, (line) => say(`vfiobox: ${line}\n`));
   }
 
   /** Serves programs until somebody writes to `address.stop`; then releases everything. */

@@ -2,6 +2,7 @@
  * A function's way to memory: splits a transfer at page borders, asks upstream (the IOMMU) for each page, joins neighbours into
  * runs and copies them. A fault comes back as a value, because devices act on it.
  */
+import { Tracepoint } from '../../lib/tracepoint.ts';
 import type { PhysicalMemory } from '../memory/physical-memory.ts';
 
 export const READ = 1;
@@ -28,6 +29,11 @@ export interface Upstream {
 
 /** A machine without an IOMMU: bus addresses are physical addresses. */
 export const noUpstream: Upstream = { translate: (_rid, _pasid, page) => page, why: '' };
+
+/** A DMA that did not happen, whoever refused it; what the IOMMU has to say comes before as `iommu:io_page_fault`. */
+const dmaRefused = new Tracepoint<{ rid: number; pasid: number; address: bigint; access: string; reason: string }>(
+  'pci:dma_refused',
+);
 
 /** The DMA port of one function. `rid` may change when bus numbers are assigned, so it is asked for at each transfer. */
 export class DmaPort {
@@ -66,11 +72,15 @@ export class DmaPort {
       page = Number(wide >> 12n);
       offset = Number(wide & 0xfffn);
     }
-    const fault = (at: number, within: number, reason: string): DmaFault => ({
-      address: (BigInt(at) << 12n) + BigInt(within),
-      access: access === READ ? 'read' : 'write',
-      reason,
-    });
+    const fault = (at: number, within: number, reason: string): DmaFault => {
+      const refused: DmaFault = {
+        address: (BigInt(at) << 12n) + BigInt(within),
+        access: access === READ ? 'read' : 'write',
+        reason,
+      };
+      dmaRefused.fire(() => ({ rid: this.#rid(), pasid, ...refused }));
+      return refused;
+    };
     if (!this.#enabled()) return fault(page, offset, 'bus master is off');
     const rid = this.#rid();
     const upstream = this.upstream;

@@ -9,6 +9,7 @@
  */
 import type { InterruptSink, PciFunction } from '../../../hw/pci/function.ts';
 import { Errno } from '../../../lib/errno.ts';
+import { Tracepoint } from '../../../lib/tracepoint.ts';
 import * as reg from '../../../uapi/pci-regs.ts';
 import * as uapi from '../../../uapi/vfio.ts';
 import { copyFromUser, type EventContext, type Task } from '../../core/task.ts';
@@ -24,6 +25,11 @@ export interface InterruptHost {
   /** Whether the user sees an interrupt pin. */
   readonly hasIntx: boolean;
 }
+
+/** An interrupt of the function on its way to the program; `signalled` false: the program has no eventfd for it. */
+const traceInterrupt = new Tracepoint<{ device: string; index: string; vector: number; signalled: boolean }>(
+  'vfio:interrupt',
+);
 
 export class VfioPciIrqs implements InterruptSink {
   readonly #host: InterruptHost;
@@ -201,7 +207,10 @@ export class VfioPciIrqs implements InterruptSink {
   }
 
   #sendIntx(): void {
-    if (this.#type === uapi.VFIO_PCI_INTX_IRQ_INDEX && !this.#virqDisabled) this.#trigger?.signal();
+    if (this.#type !== uapi.VFIO_PCI_INTX_IRQ_INDEX || this.#virqDisabled) return;
+    const trigger = this.#trigger;
+    traceInterrupt.fire(() => ({ device: this.#fn.name, index: 'INTX', vector: 0, signalled: trigger !== undefined }));
+    trigger?.signal();
   }
 
   /** Masks the pin. Returns whether it was not masked before. */
@@ -339,7 +348,14 @@ export class VfioPciIrqs implements InterruptSink {
 
   /** From the function: it has sent a message. */
   message(vector: number): void {
-    this.#vectors.get(vector)?.signal();
+    const context = this.#vectors.get(vector);
+    traceInterrupt.fire(() => ({
+      device: this.#fn.name,
+      index: this.#type === uapi.VFIO_PCI_MSIX_IRQ_INDEX ? 'MSIX' : 'MSI',
+      vector,
+      signalled: context !== undefined,
+    }));
+    context?.signal();
   }
 
   // ---- the device's life ----
