@@ -81,6 +81,15 @@ test('C-53: fork, exec, dup, SCM_RIGHTS and threads share and end handles as on 
   assert.match(outcome.stdout, /all shared/);
 });
 
+test('C-52: a read during a reset gives a value or EIO', { timeout: 60_000 }, async (t) => {
+  if (provided(t, 'cc') === undefined) return;
+  const program = compile('reset', scratch(t));
+  const outcome = await runInBox([program, '0000:01:00.0', '/dev/vfio/5'], { timeout: 50_000 });
+  assert.equal(outcome.status, 0, outcome.story);
+  assert.match(outcome.stdout, /^good [1-9]\d* refused [1-9]\d* wrong 0$/m);
+  t.diagnostic(outcome.stdout.trim());
+});
+
 test('the run folder is gone after each run', async (t) => {
   const folder = scratch(t);
   const outcome = await runInBox(['true'], { env: { TMPDIR: folder } });
