@@ -17,6 +17,8 @@ interface Window {
 }
 
 export class PhysicalMemory {
+  /** Pieces of 2 MiB with pinned pages, of all programs: kept by whoever pins, for a bound over all of them. */
+  pinLeaves = 0;
   readonly #blocks = new Map<number, Backing>();
   readonly #windows = new Map<number, Window[]>();
   readonly #freeBlocks: number[] = [];

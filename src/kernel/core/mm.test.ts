@@ -102,3 +102,23 @@ test('any order of pins and unpins counts each page as a plain map does', () => 
     { numRuns: 40 },
   );
 });
+
+test('a machine takes 256 GiB of pins and no more, and has them back afterwards', () => {
+  const { physical, mm } = made();
+  const gigabyte = BLOCK_PAGES;
+  assert.equal(
+    refusal(() => mm.pin(0, 256 * gigabyte)),
+    'ENOMEM',
+  );
+  assert.deepEqual([mm.pins, physical.pinLeaves, physical.blocks], [0, 0, 0]);
+  mm.pin(0, 2 * gigabyte);
+  mm.pin(0, 3);
+  assert.equal(physical.pinLeaves, 1024);
+  assert.equal(
+    refusal(() => mm.pin(4 * gigabyte, 255 * gigabyte)),
+    'ENOMEM',
+  );
+  mm.unpin(0, 2 * gigabyte);
+  mm.unpin(0, 3);
+  assert.deepEqual([mm.pins, physical.pinLeaves, physical.blocks], [0, 0, 0]);
+});

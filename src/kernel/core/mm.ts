@@ -14,6 +14,8 @@ import { Errno } from '../../lib/errno.ts';
 import type { UserMemory, Vma } from './user-memory.ts';
 
 const LEAF_PAGES = 512;
+/** Pin counts for 256 GiB, which take 256 MiB: a program that may lock without limit shall not use up the box's own memory. */
+const MOST_PIN_LEAVES = 131_072;
 /** Leaves of chunks that went, which are all zero then: programs that map and unmap one buffer over and over need no new ones. */
 const spareLeaves: Uint32Array[] = [];
 const SPARE_LEAVES = 64;
@@ -89,8 +91,18 @@ export class Mm {
     return vmas;
   }
 
-  /** Pins `count` pages from virtual page `page` and returns where they are physically. The caller has checked them. */
+  /**
+   * Pins `count` pages from virtual page `page` and returns where they are physically. The caller has checked them. ENOMEM: more than
+   * the machine has; nothing is pinned then.
+   */
   pin(page: number, count: number): Run[] {
+    const leaves = Math.ceil(count / LEAF_PAGES) + 1;
+    if (this.#physical.pinLeaves + leaves > MOST_PIN_LEAVES) {
+      throw new Errno(
+        'ENOMEM',
+        `${count} pages more cannot be pinned: the machine takes ${MOST_PIN_LEAVES / 512} GiB in all`,
+      );
+    }
     const runs: Run[] = [];
     let left = count;
     let at = page;
@@ -120,6 +132,7 @@ export class Mm {
       this.#count(chunk, within, part, -1);
       if (chunk.pins === 0) {
         this.#chunks.delete(index);
+        this.#physical.pinLeaves -= chunk.leaves.size;
         for (const leaf of chunk.leaves.values()) if (spareLeaves.length < SPARE_LEAVES) spareLeaves.push(leaf);
         this.#physical.removeBlock(chunk.firstPage);
       }
@@ -189,6 +202,7 @@ export class Mm {
       if (leaf === undefined) {
         leaf = spareLeaves.pop() ?? new Uint32Array(LEAF_PAGES);
         chunk.leaves.set(index, leaf);
+        this.#physical.pinLeaves++;
       }
       for (; at < stop; at++) {
         const slot = at & (LEAF_PAGES - 1);
