@@ -29,4 +29,19 @@ export {
   programName,
   raiseDescriptorLimit,
 } from './process-memory.ts';
+export { SharedFileMap } from './shared-file-map.ts';
 export { NativeShared } from './shared-memory.ts';
+export {
+  acceptStream,
+  clearStalePath,
+  connectStream,
+  kindOfSocket,
+  listenOnStream,
+  type PathState,
+  receiveStream,
+  sendStream,
+  sendStreamDescriptors,
+  setReceiveTimeout,
+  streamPair,
+  waitFor,
+} from './streams.ts';

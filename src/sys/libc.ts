@@ -61,6 +61,13 @@ export const getsockopt = declare<(fd: N, level: N, option: N, value: N, length:
   'uintptr_t',
   'uintptr_t',
 ]);
+export const setsockopt = declare<(fd: N, level: N, option: N, value: N, length: N) => N>('setsockopt', 'int', [
+  'int',
+  'int',
+  'int',
+  'uintptr_t',
+  'uint',
+]);
 export const recv = declare<(fd: N, address: N, length: N, flags: N) => N>('recv', 'intptr_t', [
   'int',
   'uintptr_t',

@@ -100,8 +100,8 @@ export class FetchedDescriptors implements DescriptorSource {
   }
 }
 
-/** A program's eventfd. */
-class Eventfd implements EventContext {
+/** A program's eventfd; `fd` is a copy of it, closed at the end. */
+export class Eventfd implements EventContext {
   readonly #loop: EventLoop;
   readonly #fd: number;
   #slot = -1;

@@ -84,6 +84,9 @@ export interface Message {
   /** Positive errno of an error reply (EINVAL where the peer gave none); 0: no error. */
   readonly error: number;
   readonly payload: Uint8Array;
+  /** The same bytes for reading numbers: the payload starts at `offset`. */
+  readonly view: DataView;
+  readonly offset: number;
   /** Theirs who takes the message. */
   readonly descriptors: readonly number[];
   /** There were more than the limit; the surplus is in `takeSurplus`. */
@@ -234,6 +237,8 @@ export class MessageStream {
       wantsReply: !isReply && (flags & VFIO_USER_F_NO_REPLY) === 0,
       error: isReply && (flags & VFIO_USER_F_ERROR) !== 0 ? view.getUint32(start + 12, true) || 22 : 0,
       payload: this.#buffer.subarray(start + HEADER, start + size),
+      view,
+      offset: start + HEADER,
       descriptors: this.#arrived.length === 0 ? none : this.#take(end),
       hasSurplus: this.#surplusAt.length > 0 && this.#takeSurplusMark(end),
     };
