@@ -6,7 +6,7 @@
  * with a neighbour when both are small. A leaf that is full at the end where areas keep arriving (rising or falling addresses) is
  * left full, so that ordered programs pay no half-empty leaves.
  *
- * Cost for each area: 24 bytes when filled in order, about 35 on average in random order, and what the value costs: nothing more for a
+ * Cost for each area: 25 bytes when filled in order, about 36 on average in random order, and what the value costs: nothing more for a
  * number (an index into typed arrays of the owner's), the size of the object otherwise (a plain object with six fields is about 72,
  * and 16 more for every field that holds a number beyond 2^31).
  */
@@ -19,17 +19,31 @@ export interface Area<V> {
   readonly value: V;
 }
 
+/**
+ * Areas in order. Only `firsts` and `slots` are moved when one comes or goes: `slots` says where in `lasts` and `values` the area of a
+ * rank lies, and behind the areas in use it lists the free places.
+ */
 class Leaf<V> {
   capacity: number;
   firsts: Float64Array;
+  slots: Uint8Array;
   lasts: Float64Array;
-  values: V[] = [];
+  values: (V | undefined)[] = [];
   count = 0;
 
   constructor(capacity: number) {
     this.capacity = capacity;
     this.firsts = new Float64Array(capacity);
     this.lasts = new Float64Array(capacity);
+    this.slots = Uint8Array.from({ length: capacity }, (_, slot) => slot);
+  }
+
+  lastAt(rank: number): number {
+    return this.lasts[this.slots[rank]!]!;
+  }
+
+  valueAt(rank: number): V {
+    return this.values[this.slots[rank]!]!;
   }
 
   /** The last area that starts at or before `point`, -1 when there is none. */
@@ -45,62 +59,65 @@ class Leaf<V> {
     return low - 1;
   }
 
-  insertAt(at: number, first: number, last: number, value: V): void {
+  insertAt(rank: number, first: number, last: number, value: V): void {
     if (this.count === this.capacity) this.#grow(this.capacity * 2);
     const count = this.count++;
-    if (at < count) {
-      this.firsts.copyWithin(at + 1, at, count);
-      this.lasts.copyWithin(at + 1, at, count);
+    const { firsts, slots } = this;
+    const slot = slots[count]!;
+    if (rank < count) {
+      firsts.copyWithin(rank + 1, rank, count);
+      slots.copyWithin(rank + 1, rank, count);
     }
-    const values = this.values;
-    values.push(value);
-    for (let i = count; i > at; i--) values[i] = values[i - 1]!;
-    values[at] = value;
-    this.firsts[at] = first;
-    this.lasts[at] = last;
+    firsts[rank] = first;
+    slots[rank] = slot;
+    this.lasts[slot] = last;
+    this.values[slot] = value;
   }
 
-  removeAt(at: number): void {
+  removeAt(rank: number): void {
     const count = --this.count;
-    if (at < count) {
-      this.firsts.copyWithin(at, at + 1, count + 1);
-      this.lasts.copyWithin(at, at + 1, count + 1);
+    const { firsts, slots } = this;
+    const slot = slots[rank]!;
+    if (rank < count) {
+      firsts.copyWithin(rank, rank + 1, count + 1);
+      slots.copyWithin(rank, rank + 1, count + 1);
     }
-    const values = this.values;
-    for (let i = at; i < count; i++) values[i] = values[i + 1]!;
-    values.pop();
+    slots[count] = slot;
+    this.values[slot] = undefined;
   }
 
   /** Takes the upper half of a full leaf away into a new one. */
   split(): Leaf<V> {
-    const half = this.count >>> 1;
     const upper = new Leaf<V>(FULL);
-    upper.count = this.count - half;
-    upper.firsts.set(this.firsts.subarray(half, this.count));
-    upper.lasts.set(this.lasts.subarray(half, this.count));
-    upper.values = this.values.slice(half);
-    this.values.length = half;
+    const half = this.count >>> 1;
+    upper.#take(this, half);
+    for (let rank = half; rank < this.count; rank++) this.values[this.slots[rank]!] = undefined;
     this.count = half;
     return upper;
   }
 
   /** Appends all areas of the next leaf. */
   append(next: Leaf<V>): void {
-    const count = this.count + next.count;
-    if (count > this.capacity) this.#grow(FULL);
-    this.firsts.set(next.firsts.subarray(0, next.count), this.count);
-    this.lasts.set(next.lasts.subarray(0, next.count), this.count);
-    for (let i = 0; i < next.count; i++) this.values.push(next.values[i]!);
-    this.count = count;
+    if (this.count + next.count > this.capacity) this.#grow(FULL);
+    this.#take(next, 0);
   }
 
-  #grow(capacity: number): void {
-    const { firsts, lasts } = this;
-    this.capacity = Math.min(capacity, FULL);
-    this.firsts = new Float64Array(this.capacity);
-    this.lasts = new Float64Array(this.capacity);
-    this.firsts.set(firsts.subarray(0, this.count));
-    this.lasts.set(lasts.subarray(0, this.count));
+  #take(from: Leaf<V>, rank: number): void {
+    for (let i = rank; i < from.count; i++) {
+      this.insertAt(this.count, from.firsts[i]!, from.lastAt(i), from.valueAt(i));
+    }
+  }
+
+  #grow(wanted: number): void {
+    const { firsts, lasts, slots } = this;
+    const capacity = Math.min(wanted, FULL);
+    this.capacity = capacity;
+    this.firsts = new Float64Array(capacity);
+    this.lasts = new Float64Array(capacity);
+    this.slots = Uint8Array.from({ length: capacity }, (_, slot) => slot);
+    this.firsts.set(firsts);
+    this.lasts.set(lasts);
+    this.slots.set(slots);
   }
 }
 
@@ -128,7 +145,7 @@ export class IntervalMap<V> {
     let index = this.#leafOf(first);
     let leaf = this.#leaves[index]!;
     let at = leaf.floor(first);
-    if (at >= 0 ? leaf.lasts[at]! >= first : index > 0 && this.#lastOf(index - 1) >= first) return false;
+    if (at >= 0 ? leaf.lastAt(at) >= first : index > 0 && this.#lastOf(index - 1) >= first) return false;
     const next = at + 1 < leaf.count ? leaf.firsts[at + 1]! : this.#firstOf(index + 1);
     if (next <= last) return false;
     at++;
@@ -174,10 +191,10 @@ export class IntervalMap<V> {
     const index = this.#leafOf(point);
     const leaf = this.#leaves[index]!;
     const at = leaf.floor(point);
-    if (at >= 0) return leaf.lasts[at]! >= point ? leaf.values[at] : undefined;
+    if (at >= 0) return leaf.lastAt(at) >= point ? leaf.valueAt(at) : undefined;
     if (index === 0) return undefined;
     const before = this.#leaves[index - 1]!;
-    return before.lasts[before.count - 1]! >= point ? before.values[before.count - 1] : undefined;
+    return before.lastAt(before.count - 1) >= point ? before.valueAt(before.count - 1) : undefined;
   }
 
   /** The area that contains `point`. */
@@ -233,11 +250,11 @@ export class IntervalMap<V> {
       leaf = this.#leaves[--index]!;
       at = leaf.count - 1;
     }
-    if (at < 0 || leaf.lasts[at]! < first) at++;
+    if (at < 0 || leaf.lastAt(at) < first) at++;
     for (; leaf !== undefined; leaf = this.#leaves[++index], at = 0) {
       for (; at < leaf.count; at++) {
         if (leaf.firsts[at]! > last) return;
-        visit(leaf.firsts[at]!, leaf.lasts[at]!, leaf.values[at]!);
+        visit(leaf.firsts[at]!, leaf.lastAt(at), leaf.valueAt(at));
       }
     }
   }
@@ -273,7 +290,7 @@ export class IntervalMap<V> {
     const leaf = this.#leaves[this.#leafOf(first)];
     const at = leaf?.floor(first) ?? -1;
     if (leaf === undefined || at < 0 || leaf.firsts[at] !== first) throw new Error(`No area starts at ${first}`);
-    leaf.values[at] = value;
+    leaf.values[leaf.slots[at]!] = value;
   }
 
   clear(): void {
@@ -283,7 +300,7 @@ export class IntervalMap<V> {
   }
 
   #area(leaf: Leaf<V>, at: number): Area<V> {
-    return { first: leaf.firsts[at]!, last: leaf.lasts[at]!, value: leaf.values[at]! };
+    return { first: leaf.firsts[at]!, last: leaf.lastAt(at), value: leaf.valueAt(at) };
   }
 
   /** The leaf in which an area that starts at `point` is, or belongs. */
@@ -305,7 +322,7 @@ export class IntervalMap<V> {
 
   #lastOf(index: number): number {
     const leaf = this.#leaves[index]!;
-    return leaf.lasts[leaf.count - 1]!;
+    return leaf.lastAt(leaf.count - 1);
   }
 
   #addLeaf(index: number, leaf: Leaf<V>, key: number): void {

@@ -24,7 +24,6 @@ export function hex(value: bigint | number): string {
   return `0x${value.toString(16)}`;
 }
 
-
 /** Math.max for addresses. */
 export function largest(...values: bigint[]): bigint {
   return values.reduce((a, b) => (a > b ? a : b));
@@ -34,4 +33,3 @@ export function largest(...values: bigint[]): bigint {
 export function smallest(...values: bigint[]): bigint {
   return values.reduce((a, b) => (a < b ? a : b));
 }
-
