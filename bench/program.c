@@ -7,6 +7,7 @@
  *        program maps BDF COUNT                   COUNT mappings of one page held at once, then one more
  *        program plain ROUNDS                     system calls that have nothing to do with VFIO
  *        program readv BYTES ROUNDS               process_vm_readv of another process's memory
+ *        program hold BYTES                       tells the address of that much memory, and keeps it until its input ends
  *
  * Each figure is a line `name nanoseconds`, the median of batches.
  */
@@ -217,6 +218,16 @@ static int readv_other(size_t bytes, long rounds)
 	return 0;
 }
 
+static int hold(size_t bytes)
+{
+	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memset(memory, 5, bytes);
+	printf("%llu\n", (unsigned long long)memory);
+	fflush(stdout);
+	while (getchar() != EOF) continue;
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 5 && !strcmp(argv[1], "twin")) return twin(atoi(argv[2]), atoi(argv[3]), atol(argv[4]));
@@ -225,6 +236,7 @@ int main(int argc, char **argv)
 	if (argc == 4 && !strcmp(argv[1], "maps")) return maps(argv[2], atol(argv[3]));
 	if (argc == 3 && !strcmp(argv[1], "plain")) return plain(atol(argv[2]));
 	if (argc == 4 && !strcmp(argv[1], "readv")) return readv_other(atol(argv[2]), atol(argv[3]));
+	if (argc == 3 && !strcmp(argv[1], "hold")) return hold(atol(argv[2]));
 	fprintf(stderr, "program: usage: see the head of bench/program.c\n");
 	return 2;
 }
