@@ -9,12 +9,26 @@ import type { FunctionSpec } from './function-spec.ts';
 
 export type { AllocateShared, SharedMemory } from '../memory/backing.ts';
 
+/** The other end of a character device: a file, a socket, a terminal. */
+export interface CharacterBackend {
+  /** Takes bytes of the device. Never waits: what cannot be delivered is dropped. */
+  write(bytes: Uint8Array): void;
+  /** Who takes the bytes that arrive from there; they are only valid within the call. */
+  onInput(receive: (bytes: Uint8Array) => void): void;
+  close(): void;
+}
+
 /** What a model gets from the machine it is put into. */
 export interface DeviceEnvironment {
   readonly clock: Clock;
   readonly allocateShared: AllocateShared;
   /** Text for people: what a program did wrong. */
   readonly log?: (text: string) => void;
+  /**
+   * Opens what a character device talks to: `file:PATH` (output is appended), `socket:PATH` (a UNIX stream socket, connected to),
+   * `stdio`. Absent: this machine reaches nothing outside. EINVAL: the text says none of these.
+   */
+  readonly openCharacter?: (target: string) => CharacterBackend;
 }
 
 /**

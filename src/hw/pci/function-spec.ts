@@ -21,6 +21,12 @@ export interface CapabilitySpec {
   install(fn: PciFunction, config: ConfigSpace, offset: number): void;
 }
 
+/** What a device holds at one moment, fit for JSON: registers by BAR and offset, and what its model adds. */
+export interface DeviceState {
+  readonly registers: Readonly<Record<string, Readonly<Record<string, string>>>>;
+  readonly device: unknown;
+}
+
 /** Bus behind a bridge. */
 export interface BridgeSpec {
   /** Also resets what is below, as every bridge does. Called after that. */
@@ -49,6 +55,10 @@ export interface FunctionSpec {
   reset?(kind: ResetKind): void;
   /** The function was pulled: stop all that is under way. */
   removed?(): void;
+  /** Registers and inner state; configuration space is not the model's. */
+  save?(): DeviceState;
+  /** Takes a state that `save` gave. EINVAL: it is of another device. */
+  restore?(state: DeviceState): void;
 }
 
 /** Marks of functions that do not behave as their registers say; the kernel's quirk tables as data. */
