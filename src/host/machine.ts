@@ -19,6 +19,7 @@ import { VfioCore } from '../kernel/vfio/vfio.ts';
 import { Errno } from '../lib/errno.ts';
 import { AttributeFile } from './attribute-file.ts';
 import { Counters, type Invariants } from './counters.ts';
+import { DemandUpstream } from './demand-upstream.ts';
 import { Drivers } from './drivers.ts';
 import { type HostConfig, HostFileError } from './host-file.ts';
 import { DeviceNodes, type NodeStat } from './nodes.ts';
@@ -61,7 +62,11 @@ export class Machine {
     this.pci = new PciTree({
       memory: this.physical,
       log: platform.log,
-      upstreamOf: (fn) => units.of(fn) ?? noUpstream,
+      upstreamOf: (fn) => {
+        const unit = units.of(fn) ?? noUpstream;
+        const { dmaMiss } = platform;
+        return dmaMiss === undefined ? unit : new DemandUpstream(unit, () => fn.name, dmaMiss);
+      },
     });
     const placed = placeFunctions(config, this.pci, platform);
     this.iommu.reserveIds([...placed.values()].flatMap(({ group }) => (group === undefined ? [] : [group])));

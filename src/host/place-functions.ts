@@ -1,11 +1,12 @@
 /**
  * From a host file's list to functions in their slots: models are found and make their functions, bridges come before what is behind them.
  */
-import type { DeviceEnvironment, DeviceModel } from '../hw/pci/device-model.ts';
+import type { DeviceModel } from '../hw/pci/device-model.ts';
 import type { PciFunction, Place } from '../hw/pci/function.ts';
 import type { Bus, PciTree } from '../hw/pci/tree.ts';
 import { models } from './catalog.ts';
 import { type FunctionConfig, fullAddress, type HostConfig, HostFileError } from './host-file.ts';
+import type { Platform } from './platform.ts';
 
 interface Address {
   segment: number;
@@ -23,8 +24,8 @@ export function parseAddress(at: string): Address {
   };
 }
 
-function modelOf(config: FunctionConfig, where: string): DeviceModel {
-  const model = models.get(config.model);
+function modelOf(config: FunctionConfig, more: Platform['models'], where: string): DeviceModel {
+  const model = more?.get(config.model) ?? models.get(config.model);
   if (model !== undefined) return model;
   throw new HostFileError(
     `at ${where}.model: there is no device model '${config.model}'; there are ${[...models.keys()].join(', ')}`,
@@ -57,22 +58,15 @@ function placeOf(config: FunctionConfig, bus: Bus, devfn: number): Place {
 }
 
 /** Places every function of `host`; in the order of the file. HostFileError names the entry that cannot be. */
-export function placeFunctions(
-  host: HostConfig,
-  tree: PciTree,
-  environment: DeviceEnvironment,
-): Map<PciFunction, FunctionConfig> {
+export function placeFunctions(host: HostConfig, tree: PciTree, platform: Platform): Map<PciFunction, FunctionConfig> {
   const placed = new Map<PciFunction, FunctionConfig>();
   host.functions.forEach((config, i) => {
     const where = `functions[${i}]`;
-    const model = modelOf(config, where);
+    const model = modelOf(config, platform.models, where);
     const address = parseAddress(config.at);
     const bus = findBus(tree, address, config, where);
     try {
-      placed.set(
-        tree.add(model.create(environment, config.options ?? {}), placeOf(config, bus, address.devfn)),
-        config,
-      );
+      placed.set(tree.add(model.create(platform, config.options ?? {}), placeOf(config, bus, address.devfn)), config);
     } catch (error) {
       throw new HostFileError(`at ${where} (${config.at}, ${config.model}): ${reasonOf(error)}`);
     }

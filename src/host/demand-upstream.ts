@@ -1,0 +1,30 @@
+/**
+ * Translation with a second try: a page that is not mapped is offered to somebody who may map it while the transfer waits, as a user
+ * program with page requests would. Used by doors whose peer answers for addresses that it never mapped.
+ */
+import { type Access, type Upstream, WRITE } from '../hw/pci/dma.ts';
+
+/** Told of a page without translation; true: it is mapped now. */
+export type DmaMiss = (functionName: string, page: number, isWrite: boolean) => boolean;
+
+export class DemandUpstream implements Upstream {
+  readonly #unit: Upstream;
+  readonly #name: () => string;
+  readonly #miss: DmaMiss;
+
+  constructor(unit: Upstream, name: () => string, miss: DmaMiss) {
+    this.#unit = unit;
+    this.#name = name;
+    this.#miss = miss;
+  }
+
+  get why(): string {
+    return this.#unit.why;
+  }
+
+  translate(rid: number, pasid: number, page: number, access: Access): number {
+    const found = this.#unit.translate(rid, pasid, page, access);
+    if (found >= 0 || pasid >= 0 || !this.#miss(this.#name(), page, access === WRITE)) return found;
+    return this.#unit.translate(rid, pasid, page, access);
+  }
+}
