@@ -6,6 +6,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { dirname, resolve } from 'node:path';
 import type { z as zod } from 'zod';
 
 export type Scalar = string | number | boolean;
@@ -84,7 +85,10 @@ export function hostSchema(z: typeof zod) {
   const fn = z
     .strictObject({
       at: address.describe('Address of the function: [segment:]bus:slot.function'),
-      model: z.string().min(1).describe('Device model, e.g. edu, testdev, root-port'),
+      model: z
+        .string()
+        .min(1)
+        .describe('Device model, e.g. edu, testdev, root-port, or the path of a model file, seen from this file'),
       options: z.record(z.string(), z.unknown()).optional().describe('Options of the model'),
       driver: z
         .string()
@@ -148,10 +152,17 @@ export function loadHost(nameOrPath: string): HostConfig {
     }
     throw new HostFileError(`cannot read host file '${nameOrPath}': ${code}`);
   }
-  return parseHost(text, nameOrPath);
+  const host = parseHost(text, nameOrPath);
+  for (const fn of host.functions) if (isModelFile(fn.model)) fn.model = resolve(dirname(nameOrPath), fn.model);
+  return host;
 }
 
-/** As `loadHost`, from a text. `origin` is its name in messages; a name that ends in .yaml or .yml makes it YAML. */
+/** Whether a model's name is that of a file, not of the catalog. */
+export function isModelFile(name: string): boolean {
+  return /\.(?:js|mjs|cjs|ts|mts)$/.test(name);
+}
+
+/** As `loadHost`, from a text; paths of model files stay as they are. `origin` is its name in messages; a name that ends in .yaml or .yml makes it YAML. */
 export function parseHost(text: string, origin: string): HostConfig {
   let value: unknown;
   try {

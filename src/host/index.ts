@@ -1,7 +1,7 @@
 /** What doors import: the machine and the types that they deal in. */
 export type { Backing, SharedMemory } from '../hw/memory/backing.ts';
 export { type Clock, ManualClock } from '../hw/pci/clock.ts';
-export type { DeviceModel } from '../hw/pci/device-model.ts';
+export type { CharacterBackend, DeviceModel } from '../hw/pci/device-model.ts';
 export { File, type FileMapping, ForeignFile, type IoctlResult, type NewDescriptor } from '../kernel/core/file.ts';
 export type { Capability, EventContext, MemoryFile, Task } from '../kernel/core/task.ts';
 export type { UserMemory, Vma } from '../kernel/core/user-memory.ts';
@@ -10,7 +10,8 @@ export { models } from './catalog.ts';
 export type { Invariants } from './counters.ts';
 export type { DmaMiss } from './demand-upstream.ts';
 export { explainDma } from './dma-refusals.ts';
-export { type HostConfig, HostFileError, loadHost, parseHost, presetNames } from './host-file.ts';
+export { type HostConfig, HostFileError, isModelFile, loadHost, parseHost, presetNames } from './host-file.ts';
+export { loadModel } from './load-model.ts';
 export { Machine } from './machine.ts';
 export type { NodeStat } from './nodes.ts';
 export type { Platform } from './platform.ts';

@@ -5,7 +5,8 @@ import type { DeviceModel } from '../hw/pci/device-model.ts';
 import type { PciFunction, Place } from '../hw/pci/function.ts';
 import type { Bus, PciTree } from '../hw/pci/tree.ts';
 import { models } from './catalog.ts';
-import { type FunctionConfig, fullAddress, type HostConfig, HostFileError } from './host-file.ts';
+import { type FunctionConfig, fullAddress, type HostConfig, HostFileError, isModelFile } from './host-file.ts';
+import { loadModel } from './load-model.ts';
 import type { Platform } from './platform.ts';
 
 interface Address {
@@ -25,7 +26,8 @@ export function parseAddress(at: string): Address {
 }
 
 function modelOf(config: FunctionConfig, more: Platform['models'], where: string): DeviceModel {
-  const model = more?.get(config.model) ?? models.get(config.model);
+  const model =
+    more?.get(config.model) ?? (isModelFile(config.model) ? loadModel(config.model) : models.get(config.model));
   if (model !== undefined) return model;
   throw new HostFileError(
     `at ${where}.model: there is no device model '${config.model}'; there are ${[...models.keys()].join(', ')}`,
@@ -80,5 +82,6 @@ export function placeFunctions(host: HostConfig, tree: PciTree, platform: Platfo
 }
 
 function reasonOf(error: unknown): string {
-  return error instanceof Error ? ('why' in error ? String(error.why) : error.message) : String(error);
+  const text = error instanceof Error ? ('why' in error ? String(error.why) : error.message) : String(error);
+  return text.split('\n')[0]!;
 }

@@ -1,7 +1,7 @@
 /** What a machine needs of the world around it: time, memory that others can map, and somebody to talk to. */
 import type { AllocateShared } from '../hw/memory/backing.ts';
 import type { Clock } from '../hw/pci/clock.ts';
-import type { DeviceModel } from '../hw/pci/device-model.ts';
+import type { CharacterBackend, DeviceModel } from '../hw/pci/device-model.ts';
 import type { DmaMiss } from './demand-upstream.ts';
 
 export interface Platform {
@@ -11,6 +11,8 @@ export interface Platform {
   log(text: string): void;
   /** Seed of everything random in the machine; without one each run differs. */
   readonly seed?: number | undefined;
+  /** Opens what a character device talks to; without it such a device talks to nobody. */
+  readonly openCharacter?: (target: string) => CharacterBackend;
   /** Device models beside those of the catalog, by name. */
   readonly models?: ReadonlyMap<string, DeviceModel> | undefined;
   /** Told when a device reaches for a page that is not mapped; without it that is a fault. */
