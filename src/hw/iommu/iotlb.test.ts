@@ -111,3 +111,19 @@ test('a hit is always what was filled last for that page and not invalidated sin
     }),
   );
 });
+
+test('when the tags are used up, everything is forgotten once and nothing stale is hit', () => {
+  const iotlb = new Iotlb(6);
+  const a = iotlb.space(2, -1);
+  const b = iotlb.space(3, -1);
+  for (let i = 0; i < 40; i++) {
+    iotlb.fill(a.tag, 7, 1000 + i, 0, 3);
+    iotlb.fill(b.tag, 8, 2000 + i, 1, 3);
+    assert.equal(iotlb.lookup(a.tag, 7, 1), 1000 + i);
+    iotlb.invalidateDomain(2);
+    assert.equal(iotlb.lookup(a.tag, 7, 1), -1);
+    assert.notEqual(a.tag, b.tag);
+    assert.ok([-1, 2000 + i].includes(iotlb.lookup(b.tag, 8, 1)));
+    assert.ok([...iotlb.entries()].every((entry) => entry.did === 3));
+  }
+});

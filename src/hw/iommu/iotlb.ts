@@ -6,7 +6,7 @@
  *
  * Three direct-mapped arrays, one for each leaf size. What an entry belongs to is its *space*: one address space as hardware tells
  * them apart, by domain id (DID) and PASID. A space carries a tag; to forget a whole space is to give it another tag, so that
- * domain-selective and global invalidation cost nothing. Tags are never used twice.
+ * domain-selective invalidation costs nothing. A tag is not used twice before everything was forgotten.
  */
 
 /** An address space: whoever translates asks with its current `tag`. */
@@ -31,23 +31,28 @@ export interface IotlbEntry {
 export const SNOOPED = 4;
 
 /** Entries of each level's array; powers of two. */
-const SIZES = [4096, 1024, 256] as const;
+const SMALL_SIZE = 4096;
+const SIZES = [SMALL_SIZE, 1024, 256] as const;
 const PAGES = [1, 512, 262144] as const;
-/** Numbers of an entry: first page, space tag, physical page of the first page, (unused). */
-const WIDTH = 4;
+/** Spreads spaces over the slots: the same page of two domains shall not fight for one. */
+const SPREAD = 0x9e5;
+/** The last tag that fits beside the attributes. */
+const LAST_TAG = 2 ** 28 - 1;
 
 class Level {
   readonly pages: number;
   readonly size: number;
+  /** Of each entry the first page (-1: empty), and where that is physically. */
   readonly entries: Float64Array;
-  readonly attributes: Uint8Array;
+  /** Of each entry `tag * 8 + attributes`. */
+  readonly owners: Int32Array;
   filled = false;
 
   constructor(pages: number, size: number) {
     this.pages = pages;
     this.size = size;
-    this.entries = new Float64Array(size * WIDTH).fill(-1);
-    this.attributes = new Uint8Array(size);
+    this.entries = new Float64Array(size * 2).fill(-1);
+    this.owners = new Int32Array(size);
   }
 
   /** The slot of the leaf that contains `page`. */
@@ -55,12 +60,12 @@ class Level {
     const lower = page & 0x3ffff;
     const upper = (page / 0x40000) | 0;
     const leaf = this.pages === 1 ? lower : this.pages === 512 ? (upper << 9) | (lower >>> 9) : upper;
-    return (leaf ^ Math.imul(tag, 0x9e5)) & (this.size - 1);
+    return (leaf ^ Math.imul(tag, SPREAD)) & (this.size - 1);
   }
 
   drop(tag: number, leafFirst: number): void {
-    const at = this.slot(tag, leafFirst) * WIDTH;
-    if (this.entries[at] === leafFirst && this.entries[at + 1] === tag) this.entries[at] = -1;
+    const slot = this.slot(tag, leafFirst);
+    if (this.entries[slot * 2] === leafFirst && this.owners[slot]! >> 3 === tag) this.entries[slot * 2] = -1;
   }
 
   dropRange(tag: number, first: number, last: number): void {
@@ -70,9 +75,9 @@ class Level {
       for (let page = start; page <= last; page += this.pages) this.drop(tag, page);
       return;
     }
-    for (let at = 0; at < this.entries.length; at += WIDTH) {
-      const page = this.entries[at]!;
-      if (this.entries[at + 1] === tag && page >= start && page <= last) this.entries[at] = -1;
+    for (let slot = 0; slot < this.size; slot++) {
+      const page = this.entries[slot * 2]!;
+      if (this.owners[slot]! >> 3 === tag && page >= start && page <= last) this.entries[slot * 2] = -1;
     }
   }
 }
@@ -80,19 +85,24 @@ class Level {
 export class Iotlb {
   readonly #levels = PAGES.map((pages, level) => new Level(pages, SIZES[level]!));
   readonly #small = this.#levels[0]!.entries;
-  readonly #smallAttributes = this.#levels[0]!.attributes;
+  readonly #smallOwners = this.#levels[0]!.owners;
   readonly #spaces = new Map<number, IotlbSpace[]>();
   readonly #byTag = new Map<number, IotlbSpace>();
+  readonly #lastTag: number;
   #nextTag = 1;
   /** Of the last hit: READ, WRITE, SNOOPED. */
   attributes = 0;
+
+  constructor(lastTag = LAST_TAG) {
+    this.#lastTag = lastTag;
+  }
 
   /** The space of a domain id and PASID (-1: none). */
   space(did: number, pasid: number): IotlbSpace {
     const list = this.#spaces.get(did) ?? [];
     const known = list.find((space) => space.pasid === pasid);
     if (known !== undefined) return known;
-    const space = { did, pasid, tag: this.#nextTag++ };
+    const space = { did, pasid, tag: this.#newTag() };
     list.push(space);
     this.#spaces.set(did, list);
     this.#byTag.set(space.tag, space);
@@ -102,15 +112,13 @@ export class Iotlb {
   /** The physical page, or -1 when no entry that allows `access` is there. */
   lookup(tag: number, page: number, access: number): number {
     const entries = this.#small;
-    const slot = (page ^ Math.imul(tag, 0x9e5)) & (4096 - 1);
-    const at = slot * WIDTH;
-    if (entries[at] === page && entries[at + 1] === tag) {
-      const attributes = this.#smallAttributes[slot]!;
-      if ((attributes & access) === access) {
-        this.attributes = attributes;
-        return entries[at + 2]!;
+    const slot = (page ^ Math.imul(tag, SPREAD)) & (SMALL_SIZE - 1);
+    if (entries[slot * 2] === page) {
+      const owner = this.#smallOwners[slot]!;
+      if (owner >> 3 === tag && (owner & access) === access) {
+        this.attributes = owner & 7;
+        return entries[slot * 2 + 1]!;
       }
-      return -1;
     }
     const middle = this.#levels[1]!;
     if (middle.filled) {
@@ -123,12 +131,11 @@ export class Iotlb {
 
   #large(level: Level, tag: number, page: number, firstPage: number, access: number): number {
     const slot = level.slot(tag, firstPage);
-    const at = slot * WIDTH;
-    if (level.entries[at] !== firstPage || level.entries[at + 1] !== tag) return -1;
-    const attributes = level.attributes[slot]!;
-    if ((attributes & access) !== access) return -1;
-    this.attributes = attributes;
-    return level.entries[at + 2]! + (page - firstPage);
+    if (level.entries[slot * 2] !== firstPage) return -1;
+    const owner = level.owners[slot]!;
+    if (owner >> 3 !== tag || (owner & access) !== access) return -1;
+    this.attributes = owner & 7;
+    return level.entries[slot * 2 + 1]! + (page - firstPage);
   }
 
   /** Remembers that `page` is at `physicalPage` by a leaf of `level`. */
@@ -136,11 +143,9 @@ export class Iotlb {
     const target = this.#levels[level]!;
     const within = level === 0 ? 0 : level === 1 ? page & 511 : page & 0x3ffff;
     const slot = target.slot(tag, page);
-    const at = slot * WIDTH;
-    target.entries[at] = page - within;
-    target.entries[at + 1] = tag;
-    target.entries[at + 2] = physicalPage - within;
-    target.attributes[slot] = attributes;
+    target.entries[slot * 2] = page - within;
+    target.entries[slot * 2 + 1] = physicalPage - within;
+    target.owners[slot] = (tag << 3) | attributes;
     target.filled = true;
   }
 
@@ -176,24 +181,35 @@ export class Iotlb {
   *entries(): IterableIterator<IotlbEntry> {
     for (const level of this.#levels) {
       for (let slot = 0; slot < level.size; slot++) {
-        const at = slot * WIDTH;
-        const space = this.#byTag.get(level.entries[at + 1]!);
-        if (level.entries[at] === -1 || space === undefined) continue;
-        yield {
-          did: space.did,
-          pasid: space.pasid,
-          firstPage: level.entries[at]!,
-          pages: level.pages,
-          physicalPage: level.entries[at + 2]!,
-          attributes: level.attributes[slot]!,
-        };
+        const owner = level.owners[slot]!;
+        const firstPage = level.entries[slot * 2]!;
+        const space = this.#byTag.get(owner >> 3);
+        if (firstPage === -1 || space === undefined) continue;
+        const physicalPage = level.entries[slot * 2 + 1]!;
+        const { did, pasid } = space;
+        yield { did, pasid, firstPage, pages: level.pages, physicalPage, attributes: owner & 7 };
       }
     }
   }
 
   #retag(space: IotlbSpace): void {
+    const tag = this.#newTag();
     this.#byTag.delete(space.tag);
-    space.tag = this.#nextTag++;
-    this.#byTag.set(space.tag, space);
+    space.tag = tag;
+    this.#byTag.set(tag, space);
+  }
+
+  /** A tag that no entry has. When there is none left, everything is forgotten and counting starts again. */
+  #newTag(): number {
+    if (this.#nextTag > this.#lastTag) {
+      this.invalidateAll();
+      this.#nextTag = 1;
+      this.#byTag.clear();
+      for (const space of [...this.#spaces.values()].flat()) {
+        space.tag = this.#nextTag++;
+        this.#byTag.set(space.tag, space);
+      }
+    }
+    return this.#nextTag++;
   }
 }

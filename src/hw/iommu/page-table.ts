@@ -42,6 +42,8 @@ export class PageTable {
   readonly tableBits: number;
   readonly tableMask: number;
   readonly presentBits: number;
+  /** First word of the top table, of table 0 when the short way is not for this table: nothing is present there. */
+  readonly shortTop: number;
   #tables = 1;
   #pending: number[] = [];
 
@@ -59,6 +61,7 @@ export class PageTable {
     this.largestLeaf = options.largestLeaf ?? 2;
     this.pool = pool;
     this.top = pool.allocate();
+    this.shortTop = levels === 4 ? this.top << 10 : 0;
   }
 
   /** Tables in use, the top one and those that wait for `releaseTables` included. */
@@ -73,12 +76,12 @@ export class PageTable {
   walk(page: number): number {
     // Short way: four levels, tables that allow everything, a leaf of 4 KiB. Short also in bytecode, or it is not inlined and takes
     // twice the time; no private names for the same reason.
-    if (!(page < SHORT_LIMIT) || this.levels !== 4) return this.walkAll(page);
+    if (!(page < SHORT_LIMIT)) return this.walkAll(page);
     const words = this.pool.words;
     const { tableBits, tableMask } = this;
     const lower = page & 0x3ffff;
     const upper = (page * (1 / 0x40000)) | 0;
-    let low = words[(this.top << 10) | ((upper >>> 8) & 0x3fe)]!;
+    let low = words[this.shortTop | ((upper >>> 8) & 0x3fe)]!;
     if ((low & tableMask) !== tableBits) return this.walkAll(page);
     low = words[((low >>> 12) << 10) | ((upper << 1) & 0x3fe)]!;
     if ((low & tableMask) !== tableBits) return this.walkAll(page);

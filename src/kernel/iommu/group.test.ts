@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { failAt } from '../../lib/failpoint.ts';
+import { subscribe } from '../../lib/tracepoint.ts';
 import type { Domain } from './domain.ts';
 import type { IommuGroup } from './group.ts';
 import { mergeReserved, type ReservedRegion, reservedRegionsText } from './reserved-regions.ts';
@@ -180,6 +181,27 @@ test('I-13: replace under running DMA: no access faults that both domains allow'
     group.replace(i % 2 === 0 ? second : first);
     assert.equal(machine.dma(members[0]!, 1), 'ok');
   }
+});
+
+test('I-81: whoever translates in the middle of a map or a move sees the old state or the new one', () => {
+  const { machine, group, members, domain } = world();
+  const [first, second] = [domain(), domain()];
+  first.map(1, machine.ramPage + 1, 1, 3);
+  second.map(1, machine.ramPage + 2, 1, 3);
+  const seen = new Set<number>();
+  const look = (): void => {
+    for (const member of members) seen.add(machine.unit.translate(member.rid, -1, 1, 1) - machine.ramPage);
+  };
+  group.attach(first);
+  let stop = subscribe('iommu:attach_device_to_domain', look);
+  group.replace(second);
+  stop();
+  assert.deepEqual([...seen].sort(), [1, 2]);
+  seen.clear();
+  stop = subscribe('iommu:map', look);
+  second.map(0, machine.ramPage, 1, 3);
+  stop();
+  assert.deepEqual([...seen], [2]);
 });
 
 test('attach: a domain that the unit cannot walk is refused', () => {
