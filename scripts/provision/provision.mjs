@@ -15,6 +15,7 @@ const tools = {
   xz: 'xz-utils',
   tar: 'tar',
   flock: 'util-linux',
+  setpriv: 'util-linux',
   python3: 'python3',
 };
 
@@ -28,6 +29,11 @@ const components = {
     what: 'the VFIO and iommufd selftests of Linux 7.2',
     script: 'selftests.sh',
     tools: ['flock', 'cc', 'make', 'xz', 'tar'],
+  },
+  tshark: {
+    what: 'tshark, to read captures with the dissectors of tools/',
+    script: 'tshark.sh',
+    tools: ['flock', 'setpriv'],
   },
   cc: { what: 'a C compiler', tools: ['cc'] },
   python: { what: 'Python 3', tools: ['python3'] },
