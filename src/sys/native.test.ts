@@ -266,6 +266,24 @@ test('the memory of a process: short and long, holes, the top of the address spa
   assert.ok(self.read(8, new Uint8Array(0)));
 });
 
+test('long copies come out the same wherever source and destination lie within a page', () => {
+  const self = new ProcessMemory(process.pid);
+  const region = new Region(262_144);
+  const buffer = new Uint8Array(262_144);
+  for (const ours of [0, 1, 16, 63, 64, 4095]) {
+    for (const theirs of [0, 1, 48, 4095]) {
+      const long = buffer.subarray(ours, ours + 150_001);
+      for (let i = 0; i < long.length; i++) long[i] = (i * 7 + ours + theirs) & 0xff;
+      const sent = long.slice();
+      assert.ok(self.write(region.address + theirs, long));
+      assert.deepEqual(region.bytes.subarray(theirs, theirs + long.length), sent);
+      long.fill(0);
+      assert.ok(self.read(region.address + theirs, long));
+      assert.deepEqual(long, sent);
+    }
+  }
+});
+
 test('a mapping of a process is found with its rights and its file; the text of /proc says the same', () => {
   const memory = new NativeShared('seen', 8192);
   const self = new ProcessMemory(process.pid);
