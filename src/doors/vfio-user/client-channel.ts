@@ -23,6 +23,8 @@ export interface Channel {
   send(bytes: Uint8Array, start: number, descriptors: readonly number[]): number;
   /** Waits for something to read, here or on `other`, or for room to write. May return early. */
   wait(wantsRoom: boolean, other: Channel | undefined, milliseconds: number): void;
+  /** A channel for a socket that came along. */
+  second(descriptor: number): Channel;
   /** Closes a descriptor that came along. */
   drop(descriptor: number): void;
   close(): void;
@@ -92,6 +94,10 @@ export class SocketChannel implements Channel {
     if (!this.#isOpen) return;
     if (wantsRoom) waitFor(this.fd, 'write', this.fd, milliseconds);
     else waitFor(this.fd, 'read', other instanceof SocketChannel ? other.fd : -1, milliseconds);
+  }
+
+  second(descriptor: number): Channel {
+    return new SocketChannel(descriptor, this.stream.limits);
   }
 
   drop(descriptor: number): void {

@@ -86,6 +86,11 @@ export class DmaTable {
     return this.#maps[Symbol.iterator]();
   }
 
+  overlaps(address: bigint, length: bigint): boolean {
+    const before = this.#maps[this.#after(address + length - 1n) - 1];
+    return before !== undefined && before.address + before.length > address;
+  }
+
   add(map: DmaMap): void {
     this.#maps.splice(this.#after(map.address), 0, map);
   }
@@ -162,8 +167,11 @@ function transfer(backing: DmaBacking, at: bigint, bytes: Uint8Array, isWrite: b
       return;
     }
     case 'file': {
-      const call = isWrite ? writeSync : readSync;
-      const done = fileCall(() => call(backing.fd, bytes, 0, bytes.length, Number((backing.offset ?? 0n) + at)));
+      const from = Number((backing.offset ?? 0n) + at);
+      const { fd } = backing;
+      const done = fileCall(() =>
+        isWrite ? writeSync(fd, bytes, 0, bytes.length, from) : readSync(fd, bytes, 0, bytes.length, from),
+      );
       if (done !== bytes.length) throw new Errno('EINVAL', 'beyond the end of the file');
       return;
     }
