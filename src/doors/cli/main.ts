@@ -91,6 +91,49 @@ export async function main(args: readonly string[], streams: Streams = standard)
       }
     });
 
+  program
+    .command('serve')
+    .description('Give one device to a VMM: a vfio-user server')
+    .addOption(new Option('--host <file|preset>', 'the machine that has the device').conflicts('model'))
+    .addOption(new Option('--device <bdf>', 'which function of it, e.g. 00:04.0').conflicts('model'))
+    .option('--model <name|file>', 'instead: one device by the name of its model, or from a file (.js, .ts)')
+    .addOption(new Option('--socket-path <path>', 'where to listen').conflicts('fd'))
+    .addOption(new Option('--fd <number>', 'a socket that was inherited').argParser(wholeNumber))
+    .option('--print-capabilities', 'print what this program can do as JSON, and nothing else', false)
+    .addOption(
+      new Option('--dma <way>', "how the client's memory is reached: as it offers it, or always by this way")
+        .choices(['auto', 'message', 'file', 'mapped'])
+        .default('auto'),
+    )
+    .option('--strict-unmap', 'refuse unmaps of anything but one exact map', false)
+    .option('--explain', 'print each refused message with its reason on stderr', false)
+    .option('--trace <file>', 'write every message, map, fault and interrupt to a file, one JSON object a line')
+    .action(async (options: ServeFlags) => {
+      const { backendCapabilities, serve, ServeRefused } = await import('../vfio-user/serve.ts');
+      if (options.printCapabilities) {
+        streams.out(`${JSON.stringify(backendCapabilities)}\n`);
+        return;
+      }
+      const { host: hostName, device, model, socketPath, fd } = options;
+      if (model === undefined && device === undefined) {
+        status = fail('nothing to serve: give --model NAME, or --host FILE and --device BDF');
+        return;
+      }
+      if (socketPath === undefined && fd === undefined) {
+        status = fail('nowhere to serve: give --socket-path PATH or --fd N');
+        return;
+      }
+      const { dma, strictUnmap, explain, trace } = options;
+      const what = model !== undefined ? { model } : { host: hostName ?? 'default', device: device! };
+      const where = fd !== undefined ? { fd } : { path: socketPath! };
+      try {
+        status = await serve({ what, where, dma, strictUnmap, explain, trace });
+      } catch (error) {
+        if (!(error instanceof ServeRefused)) throw error;
+        status = fail(error.message);
+      }
+    });
+
   const host = program.command('host').description('Look at the machine that programs will see');
   const hostCommand = (name: string, description: string): void => {
     host
@@ -115,6 +158,19 @@ export async function main(args: readonly string[], streams: Streams = standard)
   }
   await thread?.terminate();
   return status;
+}
+
+interface ServeFlags {
+  host?: string;
+  device?: string;
+  model?: string;
+  socketPath?: string;
+  fd?: number;
+  printCapabilities: boolean;
+  dma: 'auto' | 'message' | 'file' | 'mapped';
+  strictUnmap: boolean;
+  explain: boolean;
+  trace?: string;
 }
 
 interface RunFlags {

@@ -27,6 +27,7 @@ export class EventLoop implements Clock {
   #sequence = 0;
   #stopped = false;
   #isIdle = false;
+  #sources = 0;
 
   /** Hears of what sources and timers throw: bugs, which the rest of the box shall not notice. */
   set onError(listener: (error: unknown) => void) {
@@ -48,11 +49,22 @@ export class EventLoop implements Clock {
 
   /** Hears of `fd` from now on; the result is needed to stop. Minus the errno on failure. */
   add(fd: number, source: PollSource): number {
-    return this.#poller.add(fd, source);
+    const slot = this.#poller.add(fd, source);
+    if (slot >= 0) this.#sources++;
+    return slot;
   }
 
   remove(fd: number, slot: number): void {
     this.#poller.remove(fd, slot);
+    this.#sources--;
+  }
+
+  /** Whether somebody may wait elsewhere for so long: there are no sources but `known` ones, and no timer comes in that time. */
+  mayWait(milliseconds: number, known: number): boolean {
+    if (this.#sources > known) return false;
+    if (this.#timers.length === 0) return true;
+    const wait = this.#untilTimer();
+    return wait < 0 || wait > milliseconds;
   }
 
   stop(): void {

@@ -1,0 +1,329 @@
+/**
+ * What each command of a client does to the served device: the payload is checked, turned into the call that a program would make, and
+ * the answer composed behind the header of the output.
+ */
+import { Errno } from '../../lib/errno.ts';
+import * as uapi from '../../uapi/vfio.ts';
+import * as wire from '../../uapi/vfio-user.ts';
+import { fixedPartOf, HEADER, type Message } from './codec.ts';
+import type { ClientDma } from './dma.ts';
+import type { Capabilities } from './negotiation.ts';
+import type { Region, ServedDevice } from './served-device.ts';
+
+const REGION_SIZE = 2 ** 40;
+const ACCESS = wire.vfio_user_region_access.size;
+const REGION_INFO = uapi.vfio_region_info.size;
+const IRQ_SET = uapi.vfio_irq_set.size;
+/** More interrupts than any index can have. */
+const MOST_IRQS = 2048;
+const MULTI_ENTRY = wire.vfio_user_write_multi_entry.size;
+const none: readonly number[] = [];
+
+export interface Commands {
+  /** Handles a command other than VERSION. The length of the reply's payload, which is in the output. Errno. */
+  run(message: Message): number;
+  negotiated(capabilities: Capabilities): void;
+  /** Descriptors that go with the reply. */
+  attach(descriptors: readonly number[]): void;
+  takeAttached(): readonly number[];
+  /** The command's arguments, for people. */
+  describe(message: Message): string;
+}
+
+export function makeCommands(device: ServedDevice, dma: ClientDma, output: Uint8Array): Commands {
+  return new DeviceCommands(device, dma, output);
+}
+
+class DeviceCommands implements Commands {
+  readonly #device: ServedDevice;
+  readonly #dma: ClientDma;
+  readonly #output: Uint8Array;
+  readonly #view: DataView;
+  /** Places for the data of small reads. */
+  readonly #small: readonly Uint8Array[];
+  #attached: readonly number[] = none;
+  #maxTransfer = 0;
+  #writesMultiple = false;
+
+  constructor(device: ServedDevice, dma: ClientDma, output: Uint8Array) {
+    this.#device = device;
+    this.#dma = dma;
+    this.#output = output;
+    this.#view = new DataView(output.buffer, output.byteOffset, output.length);
+    const data = HEADER + ACCESS;
+    this.#small = Array.from({ length: 9 }, (_, size) => output.subarray(data, data + size));
+  }
+
+  negotiated(capabilities: Capabilities): void {
+    this.#maxTransfer = capabilities.max_data_xfer_size;
+    this.#writesMultiple = capabilities.write_multiple;
+  }
+
+  attach(descriptors: readonly number[]): void {
+    this.#attached = descriptors;
+  }
+
+  takeAttached(): readonly number[] {
+    const attached = this.#attached;
+    if (attached.length > 0) this.#attached = none;
+    return attached;
+  }
+
+  run(message: Message): number {
+    const { command, payload } = message;
+    const least = fixedPartOf(command);
+    if (least === undefined) throw new Errno('EINVAL', `there is no command ${command}`);
+    if (payload.length < least) throw new Errno('EINVAL', `a payload of ${payload.length} bytes is below ${least}`);
+    if (
+      message.descriptors.length > 0 &&
+      command !== wire.VFIO_USER_DMA_MAP &&
+      command !== wire.VFIO_USER_DEVICE_SET_IRQS
+    ) {
+      throw new Errno('EINVAL', `${message.descriptors.length} descriptors, where none belong`);
+    }
+    switch (command) {
+      case wire.VFIO_USER_REGION_READ:
+        return this.#regionRead(message);
+      case wire.VFIO_USER_REGION_WRITE:
+        return this.#regionWrite(message);
+      case wire.VFIO_USER_REGION_WRITE_MULTI:
+        return this.#writeMulti(message);
+      case wire.VFIO_USER_DMA_MAP: {
+        const request = wire.vfio_user_dma_map.read(payload);
+        atLeast(request.argsz, least);
+        this.#dma.map(request, message.descriptors);
+        return 0;
+      }
+      case wire.VFIO_USER_DMA_UNMAP: {
+        const request = wire.vfio_user_dma_unmap.read(payload);
+        atLeast(request.argsz, least);
+        this.#dma.unmap(request);
+        return this.#put(wire.vfio_user_dma_unmap.write(request));
+      }
+      case wire.VFIO_USER_DEVICE_GET_INFO:
+        return this.#getInfo(payload);
+      case wire.VFIO_USER_DEVICE_GET_REGION_INFO:
+        return this.#regionInfo(payload);
+      case wire.VFIO_USER_DEVICE_GET_REGION_IO_FDS:
+        return this.#regionIoFds(payload);
+      case wire.VFIO_USER_DEVICE_GET_IRQ_INFO: {
+        const request = uapi.vfio_irq_info.read(payload);
+        atLeast(request.argsz, least);
+        return this.#put(this.#device.ioctl(uapi.VFIO_DEVICE_GET_IRQ_INFO, payload.subarray(0, least)));
+      }
+      case wire.VFIO_USER_DEVICE_SET_IRQS:
+        return this.#setIrqs(payload, message.descriptors);
+      case wire.VFIO_USER_DEVICE_RESET:
+        this.#device.ioctl(uapi.VFIO_DEVICE_RESET, new Uint8Array(0));
+        return 0;
+      case wire.VFIO_USER_DEVICE_FEATURE:
+        return this.#feature(payload);
+      case wire.VFIO_USER_MIG_DATA_READ:
+      case wire.VFIO_USER_MIG_DATA_WRITE:
+        throw new Errno('EINVAL', `${this.#device.name} cannot be migrated`);
+      default:
+        throw new Errno('EINVAL', `command ${command} goes from server to client`);
+    }
+  }
+
+  describe({ command, payload }: Message): string {
+    if (payload.length < (fixedPartOf(command) ?? 0)) return `${payload.length} bytes`;
+    switch (command) {
+      case wire.VFIO_USER_REGION_READ:
+      case wire.VFIO_USER_REGION_WRITE: {
+        const { offset, region, count } = wire.vfio_user_region_access.read(payload);
+        return `${count} bytes at 0x${offset.toString(16)} of region ${region}`;
+      }
+      case wire.VFIO_USER_DMA_MAP: {
+        const { flags, offset, addr, size } = wire.vfio_user_dma_map.read(payload);
+        return `0x${size.toString(16)} bytes at 0x${addr.toString(16)}, flags ${flags}, offset 0x${offset.toString(16)}`;
+      }
+      case wire.VFIO_USER_DMA_UNMAP: {
+        const { flags, addr, size } = wire.vfio_user_dma_unmap.read(payload);
+        return `0x${size.toString(16)} bytes at 0x${addr.toString(16)}, flags ${flags}`;
+      }
+      case wire.VFIO_USER_DEVICE_GET_REGION_INFO:
+        return `region ${uapi.vfio_region_info.read(payload).index}`;
+      case wire.VFIO_USER_DEVICE_GET_IRQ_INFO:
+        return `index ${uapi.vfio_irq_info.read(payload).index}`;
+      case wire.VFIO_USER_DEVICE_SET_IRQS: {
+        const { flags, index, start, count } = uapi.vfio_irq_set.read(payload);
+        return `flags 0x${flags.toString(16)}, index ${index}, ${count} from ${start}`;
+      }
+      default:
+        return payload.length === 0 ? '' : `${payload.length} bytes`;
+    }
+  }
+
+  #put(payload: Uint8Array): number {
+    this.#output.set(payload, HEADER);
+    return payload.length;
+  }
+
+  /** The region of an access and its place in the device's file. EINVAL. */
+  #place(low: number, high: number, index: number, count: number): number {
+    const region = this.#device.regions[index];
+    if (region === undefined || region.size === 0) throw new Errno('EINVAL', `there is no region ${index}`);
+    const offset = low + high * 0x1_0000_0000;
+    if (offset + count > region.size) {
+      throw new Errno('EINVAL', `${count} bytes at ${offset} are beyond the ${region.size} bytes of region ${index}`);
+    }
+    return index * REGION_SIZE + offset;
+  }
+
+  #count(count: number): void {
+    if (count === 0 || count > this.#maxTransfer) {
+      throw new Errno('EINVAL', `an access of ${count} bytes: 1 to ${this.#maxTransfer} were agreed on`);
+    }
+  }
+
+  #regionRead({ view, offset: at }: Message): number {
+    const low = view.getUint32(at, true);
+    const high = view.getUint32(at + 4, true);
+    const index = view.getUint32(at + 8, true);
+    const count = view.getUint32(at + 12, true);
+    this.#count(count);
+    const position = this.#place(low, high, index, count);
+    const data = HEADER + ACCESS;
+    const into = count <= 8 ? this.#small[count]! : this.#output.subarray(data, data + count);
+    const { file, process } = this.#device;
+    const done = file.read(process, into, position);
+    const out = this.#view;
+    out.setUint32(HEADER, low, true);
+    out.setUint32(HEADER + 4, high, true);
+    out.setUint32(HEADER + 8, index, true);
+    out.setUint32(HEADER + 12, done, true);
+    return ACCESS + done;
+  }
+
+  #regionWrite({ view, offset: at, payload }: Message): number {
+    const low = view.getUint32(at, true);
+    const high = view.getUint32(at + 4, true);
+    const index = view.getUint32(at + 8, true);
+    const count = view.getUint32(at + 12, true);
+    this.#count(count);
+    if (payload.length !== ACCESS + count) {
+      throw new Errno('EINVAL', `${payload.length - ACCESS} bytes of data for a write of ${count}`);
+    }
+    const position = this.#place(low, high, index, count);
+    const { file, process } = this.#device;
+    const done = file.write(process, payload.subarray(ACCESS), position);
+    const out = this.#view;
+    out.setUint32(HEADER, low, true);
+    out.setUint32(HEADER + 4, high, true);
+    out.setUint32(HEADER + 8, index, true);
+    out.setUint32(HEADER + 12, done, true);
+    return ACCESS;
+  }
+
+  #writeMulti({ view, offset: at, payload }: Message): number {
+    if (!this.#writesMultiple) throw new Errno('EINVAL', 'REGION_WRITE_MULTI was not agreed on');
+    const count = view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
+    if (payload.length !== 8 + count * MULTI_ENTRY) {
+      throw new Errno('EINVAL', `${payload.length} bytes do not hold ${count} writes`);
+    }
+    const { file, process } = this.#device;
+    let done = 0;
+    try {
+      for (; done < count; done++) {
+        const entry = at + 8 + done * MULTI_ENTRY;
+        const length = view.getUint32(entry + 12, true);
+        if (length === 0 || length > wire.VFIO_USER_WRITE_MULTI_DATA) break;
+        const low = view.getUint32(entry, true);
+        const position = this.#place(low, view.getUint32(entry + 4, true), view.getUint32(entry + 8, true), length);
+        const data = 8 + done * MULTI_ENTRY + 16;
+        file.write(process, payload.subarray(data, data + length), position);
+      }
+    } catch (error) {
+      // The first entry that fails ends it; those before it are done, and the answer says how many.
+      if (!(error instanceof Errno)) throw error;
+    }
+    return this.#put(wire.vfio_user_write_multi.write({ wr_cnt: BigInt(done) }));
+  }
+
+  #getInfo(payload: Uint8Array): number {
+    const { argsz } = wire.vfio_user_device_info.read(payload);
+    const { size } = wire.vfio_user_device_info;
+    atLeast(argsz, size);
+    const { flags, regions, numIrqs } = this.#device;
+    return this.#put(
+      wire.vfio_user_device_info.write({ argsz: size, flags, num_regions: regions.length, num_irqs: numIrqs }),
+    );
+  }
+
+  #region(index: number): Region {
+    const region = this.#device.regions[index];
+    if (region === undefined) throw new Errno('EINVAL', `there is no region ${index}`);
+    return region;
+  }
+
+  /** A client that has no room for the capabilities learns how much they need, and asks again. */
+  #regionInfo(payload: Uint8Array): number {
+    const { argsz, index } = uapi.vfio_region_info.read(payload);
+    atLeast(argsz, REGION_INFO);
+    const { flags, size, capabilities, fd } = this.#region(index);
+    const whole = REGION_INFO + capabilities.length;
+    const isFull = argsz >= whole;
+    const cap_offset = capabilities.length > 0 ? REGION_INFO : 0;
+    this.#put(uapi.vfio_region_info.write({ argsz: whole, flags, index, cap_offset, size: BigInt(size), offset: 0n }));
+    if (!isFull) return REGION_INFO;
+    this.#output.set(capabilities, HEADER + REGION_INFO);
+    if (fd >= 0) this.attach([fd]);
+    return whole;
+  }
+
+  #regionIoFds(payload: Uint8Array): number {
+    const { size } = wire.vfio_user_region_io_fds;
+    const { argsz, flags, index, count } = wire.vfio_user_region_io_fds.read(payload);
+    atLeast(argsz, size);
+    if (flags !== 0 || count !== 0) throw new Errno('EINVAL', `flags ${flags} and count ${count} are 0 in a request`);
+    this.#region(index);
+    return this.#put(wire.vfio_user_region_io_fds.write({ argsz: size, flags: 0, index, count: 0 }));
+  }
+
+  #setIrqs(payload: Uint8Array, descriptors: readonly number[]): number {
+    const request = uapi.vfio_irq_set.read(payload);
+    const { argsz, flags, count } = request;
+    atLeast(argsz, IRQ_SET);
+    const kind = flags & uapi.VFIO_IRQ_SET_DATA_TYPE_MASK;
+    if (descriptors.length > 0 && (kind !== uapi.VFIO_IRQ_SET_DATA_EVENTFD || descriptors.length !== count)) {
+      throw new Errno('EINVAL', `${descriptors.length} descriptors for ${count} interrupts`);
+    }
+    if (count > MOST_IRQS) throw new Errno('EINVAL', `${count} interrupts`);
+    let data: Uint8Array = new Uint8Array(0);
+    if (kind === uapi.VFIO_IRQ_SET_DATA_BOOL) {
+      if (payload.length < IRQ_SET + count) throw new Errno('EINVAL', `${count} interrupts, but not as many flags`);
+      data = payload.subarray(IRQ_SET, IRQ_SET + count);
+    } else if (kind === uapi.VFIO_IRQ_SET_DATA_EVENTFD) {
+      const numbers = new Int32Array(count).fill(-1);
+      for (let i = 0; i < descriptors.length; i++) numbers[i] = this.#device.descriptorOf(i);
+      data = new Uint8Array(numbers.buffer);
+    }
+    const argument = new Uint8Array(IRQ_SET + data.length);
+    argument.set(uapi.vfio_irq_set.write({ ...request, argsz: argument.length }));
+    argument.set(data, IRQ_SET);
+    this.#device.ioctlWith(descriptors, uapi.VFIO_DEVICE_SET_IRQS, argument);
+    return 0;
+  }
+
+  #feature(payload: Uint8Array): number {
+    const { argsz } = wire.vfio_user_device_feature.read(payload);
+    atLeast(argsz, wire.vfio_user_device_feature.size);
+    if (argsz > this.#maxTransfer) throw new Errno('EINVAL', `argsz ${argsz} is beyond ${this.#maxTransfer}`);
+    const argument = new Uint8Array(Math.max(argsz, payload.length));
+    argument.set(payload);
+    let result: Uint8Array;
+    try {
+      result = this.#device.ioctl(uapi.VFIO_DEVICE_FEATURE, argument);
+    } catch (error) {
+      // On the wire a feature that is not there is ENOTSUP.
+      if (error instanceof Errno && error.code === 'ENOTTY') throw new Errno('EOPNOTSUPP', error.why);
+      throw error;
+    }
+    return this.#put(result);
+  }
+}
+
+function atLeast(argsz: number, size: number): void {
+  if (argsz < size) throw new Errno('EINVAL', `argsz ${argsz} is below ${size}`);
+}

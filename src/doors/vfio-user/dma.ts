@@ -1,0 +1,188 @@
+/**
+ * DMA_MAP and DMA_UNMAP: the client's requests turned into maps of the served device, and pages that it never mapped.
+ */
+import { Errno } from '../../lib/errno.ts';
+import {
+  VFIO_USER_F_DMA_REGION_FILEIO,
+  VFIO_USER_F_DMA_REGION_MMAP,
+  VFIO_USER_F_DMA_REGION_READ,
+  VFIO_USER_F_DMA_REGION_WRITE,
+  VFIO_USER_F_DMA_UNMAP_ALL,
+  type vfio_user_dma_map,
+  type vfio_user_dma_unmap,
+} from '../../uapi/vfio-user.ts';
+import { type DmaMessages, fileBacking, MappedFiles, messageBacking } from './backings.ts';
+import type { DmaMap, MapBacking } from './dma-maps.ts';
+import type { ServedDevice } from './served-device.ts';
+
+const PAGE = 4096;
+const PAGE_MASK = 4095n;
+const LARGEST = 8n * 2n ** 40n;
+const ADDRESS_END = 1n << 64n;
+const WINDOW_PAGES = 256;
+
+/** How the client's memory is reached: as it offers it, or always in one way. */
+export type DmaMode = 'auto' | 'message' | 'file' | 'mapped';
+
+export class ClientDma {
+  readonly files = new MappedFiles();
+  readonly #device: ServedDevice;
+  readonly #messages: DmaMessages;
+  readonly #mode: DmaMode;
+  readonly #strictUnmap: boolean;
+  /** Most maps at a time. */
+  readonly #most: number;
+  /** IOVA pages that are asked for by message: page of the window → IOVA page. */
+  readonly #window: number[] = [];
+  readonly #inWindow = new Set<number>();
+
+  constructor(
+    device: ServedDevice,
+    messages: DmaMessages,
+    options: { mode: DmaMode; strictUnmap: boolean; maxDmaMaps: number },
+  ) {
+    this.#device = device;
+    this.#messages = messages;
+    this.#mode = options.mode;
+    this.#strictUnmap = options.strictUnmap;
+    this.#most = options.maxDmaMaps;
+    device.memory.window = {
+      read: (offset, into) => this.#inPages(offset, into, (at, part) => messages.readDma(at, part)),
+      write: (offset, from) => this.#inPages(offset, from, (at, part) => messages.writeDma(at, part)),
+    };
+  }
+
+  /** EINVAL, EEXIST, ENOSPC, and what the map itself says. Descriptors stay the caller's. */
+  map(request: vfio_user_dma_map, descriptors: readonly number[]): void {
+    const { flags, addr, size, offset } = request;
+    const readable = (flags & VFIO_USER_F_DMA_REGION_READ) !== 0;
+    const writable = (flags & VFIO_USER_F_DMA_REGION_WRITE) !== 0;
+    const access = flags & (VFIO_USER_F_DMA_REGION_MMAP | VFIO_USER_F_DMA_REGION_FILEIO);
+    if (flags >>> 4 !== 0) throw new Errno('EINVAL', `unknown flags 0x${flags.toString(16)}`);
+    if (!readable && !writable) throw new Errno('EINVAL', 'a map that can be neither read nor written');
+    if (descriptors.length > 1) throw new Errno('EINVAL', `${descriptors.length} descriptors; a map has one at most`);
+    if (access !== 0 && descriptors.length === 0) throw new Errno('EINVAL', 'a way of access, but no descriptor');
+    if (size === 0n || addr + size > ADDRESS_END) throw new Errno('EINVAL', `${size} bytes at 0x${addr.toString(16)}`);
+    if (size > LARGEST) throw new Errno('ENOSPC', `${size} bytes are more than the 8 TiB of one map`);
+    if ((addr & PAGE_MASK) !== 0n || (size & PAGE_MASK) !== 0n) {
+      throw new Errno('EINVAL', `${size} bytes at 0x${addr.toString(16)} are no whole pages`);
+    }
+    const device = this.#device;
+    const firstPage = Number(addr >> 12n);
+    const count = Number(size >> 12n);
+    if (device.maps.overlaps(firstPage, count)) {
+      throw new Errno('EEXIST', `part of ${size} bytes at 0x${addr.toString(16)} is mapped already`);
+    }
+    if (device.maps.count >= this.#most) throw new Errno('ENOSPC', `${this.#most} maps are there already`);
+    if (addr + size > 1n << 52n)
+      throw new Errno('EINVAL', `0x${addr.toString(16)} is beyond what the IOMMU translates`);
+    this.dropWindow();
+    const length = Number(size);
+    const iova = Number(addr);
+    const address = device.memory.place(iova, length);
+    if (address === undefined) throw new Errno('ENOSPC', 'no room is left for maps above 64 TiB');
+    const backing = this.#backing(access, iova, offset, length, writable, descriptors[0]);
+    const map: DmaMap = { firstPage, count, readable, writable, vaPage: address / PAGE, backing };
+    device.maps.insert(map);
+    device.memory.added(map);
+    try {
+      device.map(iova, length, address, readable, writable);
+    } catch (error) {
+      this.#remove(map);
+      throw error;
+    }
+  }
+
+  /** EINVAL, ENOENT. */
+  unmap({ flags, addr, size }: vfio_user_dma_unmap): void {
+    const { maps } = this.#device;
+    if ((flags & ~VFIO_USER_F_DMA_UNMAP_ALL) !== 0) throw new Errno('EINVAL', `flags 0x${flags.toString(16)}`);
+    if ((flags & VFIO_USER_F_DMA_UNMAP_ALL) !== 0) {
+      if (addr !== 0n || size !== 0n) throw new Errno('EINVAL', 'an address or a size with the flag ALL');
+      for (const map of [...maps.all()]) this.#unmap(map);
+      return;
+    }
+    if (size === 0n || addr + size > ADDRESS_END) throw new Errno('EINVAL', `${size} bytes at 0x${addr.toString(16)}`);
+    const first = addr >> 12n;
+    const end = (addr + size + PAGE_MASK) >> 12n;
+    const met = maps.meets(Number(first), Number(end - first));
+    const isAligned = (addr & PAGE_MASK) === 0n && (size & PAGE_MASK) === 0n;
+    if (met.kind === 'nothing' && !this.#strictUnmap) return;
+    if (met.kind !== 'whole' || !isAligned || (this.#strictUnmap && !isExact(met.maps, first, end))) {
+      throw new Errno('ENOENT', `${size} bytes at 0x${addr.toString(16)} are not made of whole maps`);
+    }
+    for (const map of met.maps) this.#unmap(map);
+  }
+
+  /** A device reaches for a page without translation. True: it is asked for by message from now on. */
+  miss(page: number): boolean {
+    const device = this.#device;
+    // A map that refuses this access refuses it here, without a message.
+    if (device.maps.find(page) !== undefined || this.#inWindow.has(page)) return false;
+    if (this.#window.length >= WINDOW_PAGES) this.dropWindow();
+    const at = this.#window.length;
+    this.#window.push(page);
+    try {
+      device.map(page * PAGE, PAGE, device.memory.windowAddress(at), true, true);
+    } catch (error) {
+      if (!(error instanceof Errno)) throw error;
+      this.#window.pop();
+      return false;
+    }
+    this.#inWindow.add(page);
+    return true;
+  }
+
+  dropWindow(): void {
+    for (const page of this.#window) this.#device.unmap(page * PAGE, PAGE);
+    this.#window.length = 0;
+    this.#inWindow.clear();
+  }
+
+  #backing(
+    access: number,
+    iova: number,
+    offset: bigint,
+    length: number,
+    writable: boolean,
+    fd: number | undefined,
+  ): MapBacking {
+    const mode = this.#mode;
+    if (fd === undefined || mode === 'message') return messageBacking(this.#messages, iova);
+    if (offset + BigInt(length) > BigInt(Number.MAX_SAFE_INTEGER)) {
+      throw new Errno('EINVAL', `offset ${offset} is beyond the end of any file`);
+    }
+    const isFile = mode === 'file' || (mode === 'auto' && access === VFIO_USER_F_DMA_REGION_FILEIO);
+    return isFile ? fileBacking(fd, Number(offset)) : this.files.open(fd, Number(offset), length, writable);
+  }
+
+  #unmap(map: DmaMap): void {
+    this.#device.unmap(map.firstPage * PAGE, map.count * PAGE);
+    this.#remove(map);
+  }
+
+  #remove(map: DmaMap): void {
+    this.#device.memory.removed(map);
+    this.#device.maps.remove(map);
+    map.backing.close();
+  }
+
+  /** Pages of the window are neighbours there, not in the client's addresses. */
+  #inPages(offset: number, bytes: Uint8Array, move: (address: number, part: Uint8Array) => boolean): boolean {
+    let done = 0;
+    while (done < bytes.length) {
+      const at = offset + done;
+      const page = this.#window[Math.floor(at / PAGE)];
+      if (page === undefined) return false;
+      const length = Math.min(bytes.length - done, PAGE - (at % PAGE));
+      if (!move(page * PAGE + (at % PAGE), bytes.subarray(done, done + length))) return false;
+      done += length;
+    }
+    return true;
+  }
+}
+
+function isExact(maps: readonly DmaMap[], first: bigint, end: bigint): boolean {
+  const [map] = maps;
+  return maps.length === 1 && map!.firstPage === Number(first) && map!.count === Number(end - first);
+}
