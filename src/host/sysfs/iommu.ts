@@ -4,21 +4,9 @@
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import type { IommuGroup } from '../../kernel/iommu/group.ts';
-import { addressOf } from '../../lib/pages.ts';
+import { reservedRegionsText } from '../../kernel/iommu/reserved-regions.ts';
 import { functionPath } from './pci.ts';
 import { type SysfsTree, text } from './tree.ts';
-
-/** Lines `0x… 0x… type`, both ends included, as in drivers/iommu/iommu.c. */
-export function reservedRegionsText(group: IommuGroup): string {
-  return group
-    .reservedRegions()
-    .map(({ firstPage, lastPage, type }) => {
-      const first = addressOf(firstPage).toString(16).padStart(16, '0');
-      const last = (addressOf(lastPage) + 0xfffn).toString(16).padStart(16, '0');
-      return `0x${first} 0x${last} ${type}\n`;
-    })
-    .join('');
-}
 
 export function groupPath(group: IommuGroup): string {
   return `/sys/kernel/iommu_groups/${group.id}`;
@@ -52,7 +40,10 @@ export class IommuSysfs {
     const tree = this.#tree;
     const folder = groupPath(group);
     if (!tree.has(folder)) {
-      tree.attribute(`${folder}/reserved_regions`, { mode: 0o444, show: () => text(reservedRegionsText(group)) });
+      tree.attribute(`${folder}/reserved_regions`, {
+        mode: 0o444,
+        show: () => text(reservedRegionsText(group.reservedRegions())),
+      });
       tree.attribute(`${folder}/type`, {
         mode: 0o644,
         show: () => text(this.#typeText(group)),
