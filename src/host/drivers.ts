@@ -13,6 +13,7 @@ import type { VfioCore } from '../kernel/vfio/vfio.ts';
 import { Errno } from '../lib/errno.ts';
 import { type FunctionConfig, fullAddress, HostFileError } from './host-file.ts';
 import type { Platform } from './platform.ts';
+import { seededBytes } from './random.ts';
 import type { DriverControl } from './sysfs/pci.ts';
 import { type SysfsTree, text } from './sysfs/tree.ts';
 
@@ -26,8 +27,15 @@ export class Drivers implements DriverControl {
     const groupOf = (fn: PciFunction) => parts.iommu.groupOf(fn);
     this.bus = new PciBus(groupOf);
     this.bus.autoprobe = false;
-    const { clock, allocateShared } = parts.platform;
-    const vfioPci = new VfioPciDriver(parts.vfio, { clock, allocateShared, groupOf, sets: this.#sets });
+    const { clock, allocateShared, seed } = parts.platform;
+    const random = seed === undefined ? undefined : seededBytes(seed);
+    const vfioPci = new VfioPciDriver(parts.vfio, {
+      clock,
+      allocateShared,
+      groupOf,
+      sets: this.#sets,
+      ...(random !== undefined && { makeToken: () => random(16) }),
+    });
     for (const driver of [...allHostDrivers(), vfioPci]) this.bus.register(driver);
     vfioPci.captureVirtualFunctions(this.bus);
   }
