@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { explainDma, type HostConfig, type Invariants, Machine } from '../../host/index.ts';
 import { closeDescriptor, createEventfd, NativeShared, raiseDescriptorLimit, readEventfd } from '../../sys/index.ts';
 import { CallDoor } from './call-door.ts';
+import { openCharacter } from './character.ts';
 import { Connections } from './connections.ts';
 import { FetchedDescriptors } from './descriptors.ts';
 import { EventLoop } from './event-loop.ts';
@@ -66,6 +67,7 @@ export class Box {
       allocateShared: (name, length) => this.#allocate(name, length),
       log: (text) => say(`vfiobox: ${text}\n`),
       seed: options.seed,
+      openCharacter: (target) => openCharacter(this.#loop, target),
     });
     this.#handles = new Handles(this.#loop, {
       closed: () => {},

@@ -16,6 +16,7 @@ import {
   readEventfd,
   SystemError,
 } from '../../sys/index.ts';
+import { openCharacter } from '../run/character.ts';
 import { EventLoop } from '../run/event-loop.ts';
 import { type CallRecord, explain, say, TraceError, TraceFile } from '../run/reporter.ts';
 import type { DmaMode } from './dma.ts';
@@ -98,6 +99,7 @@ class ServeThread {
       allocateShared: (name, length) => new NativeShared(name, length),
       log: (text) => say(`vfiobox: ${text}\n`),
       models,
+      openCharacter: (target) => openCharacter(this.#loop, target),
       dmaMiss: (name, page) => name === address && this.#server.miss(page),
     });
     this.#stopSlot = this.#loop.add(this.stop, { ready: () => readEventfd(this.stop) > 0 && this.#loop.stop() });
