@@ -12,6 +12,9 @@ import { HostFileError, isModelFile } from './host-file.ts';
 
 const require = createRequire(import.meta.url);
 
+/** The expression for a module's own address; in pieces, since the build replaces it wherever it stands. */
+const ownAddress = ['import', 'meta', 'url'].join('.');
+
 /** The kit as models import it: the compiled `vfiobox/device`. */
 const kit = fileURLToPath(new URL('../device.js', import.meta.url));
 
@@ -50,7 +53,7 @@ function compile(file: string, shown: string): string {
       format: 'cjs',
       target: 'node20',
       alias: { 'vfiobox/device': kit },
-      define: { 'import.meta.url': JSON.stringify(pathToFileURL(file).href) },
+      define: { [ownAddress]: JSON.stringify(pathToFileURL(file).href) },
       sourcemap: 'inline',
       logLevel: 'silent',
     });
