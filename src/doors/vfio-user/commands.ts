@@ -106,11 +106,8 @@ class DeviceCommands implements Commands {
         return this.#regionInfo(payload);
       case wire.VFIO_USER_DEVICE_GET_REGION_IO_FDS:
         return this.#regionIoFds(payload);
-      case wire.VFIO_USER_DEVICE_GET_IRQ_INFO: {
-        const request = uapi.vfio_irq_info.read(payload);
-        atLeast(request.argsz, least);
-        return this.#put(this.#device.ioctl(uapi.VFIO_DEVICE_GET_IRQ_INFO, payload.subarray(0, least)));
-      }
+      case wire.VFIO_USER_DEVICE_GET_IRQ_INFO:
+        return this.#irqInfo(payload);
       case wire.VFIO_USER_DEVICE_SET_IRQS:
         return this.#setIrqs(payload, message.descriptors);
       case wire.VFIO_USER_DEVICE_RESET:
@@ -279,6 +276,20 @@ class DeviceCommands implements Commands {
     if (flags !== 0 || count !== 0) throw new Errno('EINVAL', `flags ${flags} and count ${count} are 0 in a request`);
     this.#region(index);
     return this.#put(wire.vfio_user_region_io_fds.write({ argsz: size, flags: 0, index, count: 0 }));
+  }
+
+  /** An index that the kernel refuses because the function has none of it (errors of conventional PCI) has no interrupts here. */
+  #irqInfo(payload: Uint8Array): number {
+    const table = uapi.vfio_irq_info;
+    const { argsz, index } = table.read(payload);
+    atLeast(argsz, table.size);
+    if (index >= this.#device.numIrqs) throw new Errno('EINVAL', `there is no interrupt index ${index}`);
+    try {
+      return this.#put(this.#device.ioctl(uapi.VFIO_DEVICE_GET_IRQ_INFO, payload.subarray(0, table.size)));
+    } catch (error) {
+      if (!(error instanceof Errno)) throw error;
+      return this.#put(table.write({ argsz: table.size, flags: 0, index, count: 0 }));
+    }
   }
 
   #setIrqs(payload: Uint8Array, descriptors: readonly number[]): number {
