@@ -49,6 +49,7 @@ export const errnoNumbers = {
   EADDRINUSE: 98,
   ECONNRESET: 104,
   ETIMEDOUT: 110,
+  ECONNREFUSED: 111,
   ECANCELED: 125,
 } as const;
 
