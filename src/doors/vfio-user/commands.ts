@@ -297,6 +297,10 @@ class DeviceCommands implements Commands {
     const { argsz, flags, count } = request;
     atLeast(argsz, IRQ_SET);
     const kind = flags & uapi.VFIO_IRQ_SET_DATA_TYPE_MASK;
+    const action = flags & uapi.VFIO_IRQ_SET_ACTION_TYPE_MASK;
+    if ((kind & (kind - 1)) !== 0 || kind === 0 || (action & (action - 1)) !== 0 || action === 0) {
+      throw new Errno('EINVAL', `flags 0x${flags.toString(16)} are not one kind of data and one action`);
+    }
     if (descriptors.length > 0 && (kind !== uapi.VFIO_IRQ_SET_DATA_EVENTFD || descriptors.length !== count)) {
       throw new Errno('EINVAL', `${descriptors.length} descriptors for ${count} interrupts`);
     }
