@@ -14,6 +14,8 @@ import {
   VFIO_USER_F_ERROR,
   VFIO_USER_F_TYPE_COMMAND,
   VFIO_USER_F_TYPE_REPLY,
+  VFIO_USER_REGION_READ,
+  VFIO_USER_REGION_WRITE,
   VFIO_USER_VERSION,
   vfioUserCommandNames,
 } from '../../uapi/vfio-user.ts';
@@ -365,6 +367,10 @@ export class Session {
       if (message.isReply) {
         for (const fd of message.descriptors) closeDescriptor(fd);
         if (message.id === id && message.command === command) return message;
+      } else if (!this.#isInCommand && this.#waiting.length === 0 && isRegionAccess(message.command)) {
+        // QEMU answers us only after its own register access was answered: the device, busy with its DMA, answers as hardware does.
+        this.#handle(message);
+        if (!this.isOpen) return undefined;
       } else if (!this.#keep(message)) return undefined;
     }
   }
@@ -409,6 +415,10 @@ export class Session {
       why: error?.why,
     });
   }
+}
+
+function isRegionAccess(command: number): boolean {
+  return command === VFIO_USER_REGION_READ || command === VFIO_USER_REGION_WRITE;
 }
 
 function viewOf(bytes: Uint8Array): DataView {
