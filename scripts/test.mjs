@@ -106,7 +106,8 @@ for (const phase of phases) {
     await step('biome', bin('biome'), ['check', '.']);
     await step('statement list', process.execPath, ['scripts/spec.mjs', '--check']);
   } else if (phase === 'unit') {
-    await unitTests([...filesBelow(join(dist, 'src')), join(dist, 'tests/architecture.test.js')], 2);
+    const places = ['src', 'examples'].flatMap((folder) => filesBelow(join(dist, folder)));
+    await unitTests([...places, join(dist, 'tests/architecture.test.js')], 2);
   } else await nodeTests(phase, filesBelow(join(dist, 'tests', phase)), phase === 'robustness' ? 2 : 1);
   console.log(`== ${phase}: ${((Date.now() - start) / 1000).toFixed(1)} s`);
 }
