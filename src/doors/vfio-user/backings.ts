@@ -55,9 +55,13 @@ interface Shared {
   users: number;
 }
 
+/** Files without a map that stay mapped: a client that maps and unmaps one file over and over costs no system calls for it. */
+const MOST_IDLE = 4;
+
 /** Files that are mapped now: a file that comes with many maps is mapped once, whole. */
 export class MappedFiles {
   readonly #files = new Map<string, Shared>();
+  #idle: Shared[] = [];
 
   get count(): number {
     return this.#files.size;
@@ -66,6 +70,7 @@ export class MappedFiles {
   /** The backing of `length` bytes from byte `base` of the file. EINVAL: they are beyond its end, or it cannot be mapped. */
   open(fd: number, base: number, length: number, wantsWrite: boolean): MapBacking {
     const file = this.#find(fd, base + length, wantsWrite);
+    if (file.users === 0) this.#idle = this.#idle.filter((idle) => idle !== file);
     file.users++;
     const { map } = file;
     return {
@@ -73,17 +78,30 @@ export class MappedFiles {
       write: (offset, from) => map.write(base + offset, from),
       close: () => {
         if (--file.users > 0) return;
-        if (this.#files.get(file.key) === file) this.#files.delete(file.key);
-        map.close();
+        this.#idle.push(file);
+        if (this.#idle.length > MOST_IDLE) this.#drop(this.#idle.shift()!);
       },
     };
+  }
+
+  /** Unmaps what no map uses. */
+  dropIdle(): void {
+    for (const file of this.#idle) this.#drop(file);
+    this.#idle = [];
+  }
+
+  #drop(file: Shared): void {
+    if (this.#files.get(file.key) === file) this.#files.delete(file.key);
+    file.map.close();
   }
 
   #find(fd: number, end: number, wantsWrite: boolean): Shared {
     const { major, minor, inode, length } = statOf(fd);
     const key = `${major}:${minor}:${inode}`;
     const known = this.#files.get(key);
-    if (known !== undefined && known.map.length >= end && (known.map.isWritable || !wantsWrite)) return known;
+    // A file that was cut is not the one that was mapped.
+    if (known !== undefined && known.map.length >= end && length >= end && (known.map.isWritable || !wantsWrite))
+      return known;
     if (length < end) throw new Errno('EINVAL', `the file has ${length} bytes, the map ends at ${end}`);
     const canWrite = isWritable(fd);
     if (wantsWrite && !canWrite) throw new Errno('EACCES', 'the file cannot be written');

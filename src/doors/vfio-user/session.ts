@@ -155,6 +155,7 @@ export class Session {
     }
     this.dma.dropWindow();
     this.device.forgetClient();
+    this.dma.files.dropIdle();
     if (why !== undefined) this.#reports.closed?.(why);
   }
 
