@@ -89,6 +89,9 @@ export class FunctionBar implements Bar {
     if (spec.size < least || !Number.isInteger(Math.log2(spec.size))) {
       throw new Error(`BAR ${spec.index} of 0x${spec.size.toString(16)} bytes is not a power of two from ${least}`);
     }
+    if (!spec.is64 && spec.size > 2 ** 31) {
+      throw new Error(`BAR ${spec.index} of 0x${spec.size.toString(16)} bytes needs 64 bits`);
+    }
     this.index = spec.index;
     this.kind = spec.kind;
     this.size = spec.size;

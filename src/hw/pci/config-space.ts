@@ -161,8 +161,14 @@ export class ConfigSpace {
   }
 
   #checkPlace(list: readonly Capability[], offset: number, length: number, first: number, end: number): void {
-    const fits = offset >= first && offset + length <= end && offset % 4 === 0;
-    const free = list.every((other) => offset + length <= other.offset || other.offset + other.length <= offset);
-    if (!fits || !free) throw new Error(`A capability of ${length} bytes cannot be at 0x${offset.toString(16)}`);
+    const what = `A capability of ${length} bytes cannot be at 0x${offset.toString(16)}`;
+    if (offset < first || offset + length > end) {
+      throw new Error(`${what}: there is room from 0x${first.toString(16)} to 0x${(end - 1).toString(16)}`);
+    }
+    if (offset % 4 !== 0) throw new Error(`${what}: capabilities start on a multiple of 4`);
+    const other = list.find((one) => offset < one.offset + one.length && one.offset < offset + length);
+    if (other !== undefined) {
+      throw new Error(`${what}: it overlaps capability 0x${other.id.toString(16)} at 0x${other.offset.toString(16)}`);
+    }
   }
 }

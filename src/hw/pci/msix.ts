@@ -56,6 +56,12 @@ export class MsixCapability {
     const table = fn.bars[tableBar];
     const pba = fn.bars[this.pbaBar];
     if (table === undefined || pba === undefined) throw new Error('MSI-X names a BAR that does not exist');
+    if (tableOffset % 8 !== 0 || this.pbaOffset % 8 !== 0) throw new Error('MSI-X needs offsets on a multiple of 8');
+    const behindTable = tableOffset + this.table.length;
+    const behindPba = this.pbaOffset + this.#pending.length;
+    if (table === pba && tableOffset < behindPba && this.pbaOffset < behindTable) {
+      throw new Error(`MSI-X has its pending bits at 0x${this.pbaOffset.toString(16)}, inside its table`);
+    }
     table.overlay(tableOffset, this.table.length, this.#tableRegisters());
     pba.overlay(this.pbaOffset, this.#pending.length, this.#pbaRegisters());
     this.#reset();

@@ -46,7 +46,8 @@ test('reset and saved state', () => {
   host.drive([...unmask, out(0, 0xa5)]);
   const other = new TestHost(gpioPciIdio16);
   other.restore(JSON.parse(JSON.stringify(host.save())));
-  other.drive([input(0, 0xa5), input(1, 0xa5), input(6, 4), out(0, 0xa4), { interrupts: ['intx 1'] }]);
+  other.drive([input(0, 0xa5), input(1, 0xa5), input(6, 4), { interrupts: ['intx 1'] }, out(1, 0), out(0, 0xa4)]);
+  assert.deepEqual(other.interrupts(), ['intx 0', 'intx 1']);
   host.reset();
   host.drive([input(0, 0), input(1, 0), input(6, 0), { interrupts: ['intx 1', 'intx 0'] }]);
 });

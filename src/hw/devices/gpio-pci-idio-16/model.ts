@@ -89,6 +89,7 @@ export const gpioPciIdio16: DeviceModel = device({
       save: () => ({ inputs, enabled }),
       restore: (state) => {
         ({ inputs, enabled } = state as { inputs: number; enabled: boolean });
+        card.interrupts.set(status.has(CHANGED));
       },
     };
   },

@@ -134,6 +134,7 @@ export const ioat: DeviceModel = device({
         channels.forEach((channel, i) => {
           channel.restore(saved[i]!);
         });
+        if (!usesVectors()) update();
       },
     };
   },

@@ -6,6 +6,9 @@ import type { CharacterBackend, DeviceEnvironment, SharedMemory } from '../devic
 import type { DmaFault } from '../dma.ts';
 import type { PciFunction } from '../function.ts';
 
+/** A length often comes from a guest: more than this is a fault, not an allocation. */
+const LONGEST_VIEW = 64 << 20;
+
 /** Bytes of memory as they were when they were read; `store` writes them back. */
 export class DmaView {
   readonly address: bigint;
@@ -62,8 +65,11 @@ export class CardDma {
     return fn === undefined ? notPlugged(address, 'write') : fn.dma.write(address, from, pasid);
   }
 
-  /** The bytes at `address`, for descriptors and the like. Tell a fault by `isFault`. */
+  /** The bytes at `address`, for descriptors and the like; 64 MiB at most. Tell a fault by `isFault`. */
   view(address: bigint | number, length: number): DmaView | DmaFault {
+    if (!(length >= 0 && length <= LONGEST_VIEW)) {
+      return { address: BigInt.asUintN(64, BigInt(address)), access: 'read', reason: `${length} bytes are too many` };
+    }
     const bytes = new Uint8Array(length);
     return this.read(address, bytes) ?? new DmaView(this, BigInt.asUintN(64, BigInt(address)), bytes);
   }

@@ -129,6 +129,23 @@ test('state goes from one host to another', () => {
   assert.throws(() => two.restore({ registers: {}, device: undefined }), /no registers of BAR 0/);
 });
 
+test('a view of more bytes than sense is a fault, not an allocation', () => {
+  let seen = '';
+  const model = device({
+    ...identity,
+    build: (card) => ({
+      attached: () => {
+        for (const length of [2 ** 40, -1, Number.NaN]) {
+          const view = card.dma.view(0, length);
+          seen += isFault(view) ? `${view.reason};` : 'a view;';
+        }
+      },
+    }),
+  });
+  new TestHost(model);
+  assert.equal(seen, '1099511627776 bytes are too many;-1 bytes are too many;NaN bytes are too many;');
+});
+
 test('a level with messages: one at each rise', () => {
   const model = device({
     ...identity,
@@ -160,6 +177,18 @@ test('what cannot be is refused in one plain line', () => {
     [built(() => ({ bars: [bar(0x1001)] })), /BAR 0 of 0x1001 bytes is not a power of two/],
     [built(() => ({ bars: [bar(8)] })), /BAR 0 of 0x8 bytes is not a power of two from 16/],
     [built(() => ({ bars: [bar(Number.NaN)] })), /power of two/],
+    [built(() => ({ bars: [bar(2 ** 32)] })), /BAR 0 of 0x100000000 bytes needs 64 bits/],
+    [
+      built(() => ({
+        bars: [bar(64)],
+        capabilities: [msix({ vectors: 2, tableBar: 0, tableOffset: 0, pbaOffset: 24 })],
+      })),
+      /pending bits at 0x18, inside its table/,
+    ],
+    [
+      built(() => ({ bars: [bar(64)], capabilities: [msix({ vectors: 1, tableBar: 0, tableOffset: 4 })] })),
+      /multiple of 8/,
+    ],
     [built(() => ({ bars: [bar(16), bar(16)] })), /BAR 0 does not fit/],
     [built(() => ({ bars: [memoryBar({ index: 5, size: 16, is64: true })] })), /BAR 5 does not fit/],
     [built(() => ({ bars: [ioBar({ index: 0, size: 0x20000 })] })), /larger than I\/O space/],
@@ -169,7 +198,7 @@ test('what cannot be is refused in one plain line', () => {
     ],
     [
       built(() => ({ capabilities: [msi({ vectors: 1, at: 0x40 }), vendorSpecific(new Uint8Array(4), { at: 0x44 })] })),
-      /capability of 7 bytes cannot be at 0x44/,
+      /capability of 7 bytes cannot be at 0x44: it overlaps capability 0x5 at 0x40/,
     ],
     [built(() => ({ capabilities: [vendorSpecific(new Uint8Array(4), { at: 0x10 })] })), /cannot be at 0x10/],
     [built(() => ({ capabilities: [msix({ vectors: 4, tableBar: 3, tableOffset: 0 })] })), /MSI-X names a BAR/],
