@@ -360,6 +360,14 @@ test('a refused map or unmap changes nothing here; unmapping all forgets all', (
   assert.equal(client.maps.count, 0);
 });
 
+test('a map that the server takes twice counts once, with what was said last', () => {
+  const { client } = clientOf((heard, self) => self.reply(heard));
+  const [first, second] = [new Uint8Array(4096), new Uint8Array(4096)];
+  for (const bytes of [first, second]) client.dmaMap({ address: 0n, length: 4096n, backing: { kind: 'bytes', bytes } });
+  assert.equal(client.maps.count, 1);
+  assert.ok([...client.maps].every(({ backing }) => backing.kind === 'bytes' && backing.bytes === second));
+});
+
 test('an error of a number without a name, and of none, is told as such', () => {
   let error = 4095;
   const { client } = clientOf((heard, self) => self.refuse(heard, error));

@@ -384,7 +384,10 @@ export class VfioUserClient {
       if (isNew) this.#maps.remove(map.address, map.length);
       throw error;
     }
-    if (!isNew) throw this.#bad('accepted a map that overlaps another');
+    if (isNew) return;
+    // Servers may take the same map twice (libvfio-user does); what it says now holds.
+    this.#maps.remove(map.address, map.length);
+    this.#maps.add(map);
   }
 
   /** Takes a map away; when this returns, the device does not reach it any more. RefusedError. */
