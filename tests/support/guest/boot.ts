@@ -13,6 +13,12 @@ export interface GuestOptions {
   test: string;
   /** Kernel modules to load before, without their dependencies. */
   modules?: readonly string[];
+  /** Further files, name in the guest to path here. */
+  files?: Readonly<Record<string, string>>;
+  /** Added to the kernel's command line. */
+  append?: string;
+  /** The guest may reboot; otherwise that ends it. */
+  reboots?: boolean;
   /** QEMU's further arguments: the devices under test. */
   devices: readonly string[];
   /** RAM from a shared memfd instead of private memory. */
@@ -37,7 +43,7 @@ const MEMORY = '256M';
 
 export async function bootGuest(options: GuestOptions): Promise<GuestOutcome> {
   const archive = join(options.scratch, 'guest.cpio');
-  writeInitramfs(archive, options.guest, options.test, options.modules);
+  writeInitramfs(archive, options.guest, options.test, options.modules, options.files);
   const machine = `q35${options.sharedMemory ? ',memory-backend=m0' : ''}${options.iommu ? ',kernel-irqchip=split' : ''}`;
   const memory = options.sharedMemory ? ['-object', `memory-backend-memfd,id=m0,size=${MEMORY},share=on`] : [];
   const iommu = options.iommu ? ['-device', 'intel-iommu,intremap=on,caching-mode=on'] : [];
@@ -47,9 +53,10 @@ export async function bootGuest(options: GuestOptions): Promise<GuestOutcome> {
     ...memory,
     ...iommu,
     ...['-m', MEMORY, '-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '1'],
-    ...['-nographic', '-nodefaults', '-serial', 'stdio', '-no-reboot', '-net', 'none'],
+    ...['-nographic', '-nodefaults', '-serial', 'stdio', '-net', 'none'],
+    ...(options.reboots ? [] : ['-no-reboot']),
     ...['-kernel', join(options.guest, 'vmlinux'), '-initrd', archive],
-    ...['-append', `console=ttyS0 panic=-1 quiet${options.iommu ? ' intel_iommu=on' : ''}`],
+    ...['-append', `console=ttyS0 panic=-1 quiet${options.iommu ? ' intel_iommu=on' : ''} ${options.append ?? ''}`],
     ...options.devices,
   ];
   const outcome = await run(options.within?.(command) ?? command, { timeout: options.timeout ?? 120_000 });
