@@ -278,23 +278,22 @@ class DeviceCommands implements Commands {
     return this.#put(wire.vfio_user_region_io_fds.write({ argsz: size, flags: 0, index, count: 0 }));
   }
 
-  /** An index that the kernel refuses because the function has none of it (errors of conventional PCI) has no interrupts here. */
   #irqInfo(payload: Uint8Array): number {
     const table = uapi.vfio_irq_info;
     const { argsz, index } = table.read(payload);
     atLeast(argsz, table.size);
     if (index >= this.#device.numIrqs) throw new Errno('EINVAL', `there is no interrupt index ${index}`);
-    try {
-      return this.#put(this.#device.ioctl(uapi.VFIO_DEVICE_GET_IRQ_INFO, payload.subarray(0, table.size)));
-    } catch (error) {
-      if (!(error instanceof Errno)) throw error;
-      return this.#put(table.write({ argsz: table.size, flags: 0, index, count: 0 }));
+    if (index === uapi.VFIO_PCI_ERR_IRQ_INDEX && !this.#device.hasErrors) {
+      // Every vfio-user device has the index: it never fires here.
+      const flags = uapi.VFIO_IRQ_INFO_EVENTFD | uapi.VFIO_IRQ_INFO_NORESIZE;
+      return this.#put(table.write({ argsz: table.size, flags, index, count: 1 }));
     }
+    return this.#put(this.#device.ioctl(uapi.VFIO_DEVICE_GET_IRQ_INFO, payload.subarray(0, table.size)));
   }
 
   #setIrqs(payload: Uint8Array, descriptors: readonly number[]): number {
     const request = uapi.vfio_irq_set.read(payload);
-    const { argsz, flags, count } = request;
+    const { argsz, flags, index, start, count } = request;
     atLeast(argsz, IRQ_SET);
     const kind = flags & uapi.VFIO_IRQ_SET_DATA_TYPE_MASK;
     const action = flags & uapi.VFIO_IRQ_SET_ACTION_TYPE_MASK;
@@ -305,6 +304,10 @@ class DeviceCommands implements Commands {
       throw new Errno('EINVAL', `${descriptors.length} descriptors for ${count} interrupts`);
     }
     if (count > MOST_IRQS) throw new Errno('EINVAL', `${count} interrupts`);
+    if (index === uapi.VFIO_PCI_ERR_IRQ_INDEX && !this.#device.hasErrors) {
+      if (start + count > 1) throw new Errno('EINVAL', `there is one error interrupt, not ${count} from ${start}`);
+      return 0;
+    }
     let data: Uint8Array = new Uint8Array(0);
     if (kind === uapi.VFIO_IRQ_SET_DATA_BOOL) {
       if (payload.length < IRQ_SET + count) throw new Errno('EINVAL', `${count} interrupts, but not as many flags`);

@@ -54,6 +54,8 @@ export class ServedDevice {
   readonly file: File;
   readonly flags: number;
   readonly numIrqs: number;
+  /** Whether the function can report errors; conventional PCI cannot. */
+  readonly hasErrors: boolean;
   readonly regions: readonly Region[];
   readonly #table = new DescriptorTable();
   readonly #iommufd: File;
@@ -85,6 +87,7 @@ export class ServedDevice {
       this.flags = info.flags & (uapi.VFIO_DEVICE_FLAGS_RESET | uapi.VFIO_DEVICE_FLAGS_PCI);
       this.numIrqs = info.num_irqs;
       this.regions = Array.from({ length: info.num_regions }, (_, index) => this.#region(index));
+      this.hasErrors = this.#hasIrq(uapi.VFIO_PCI_ERR_IRQ_INDEX);
       this.#powerUp();
     } catch (error) {
       if (error instanceof Errno) throw new ServeError(`${address} cannot be used: ${error.why}`);
@@ -237,6 +240,17 @@ export class ServedDevice {
       capabilities = new Uint8Array(0);
     }
     return { index, flags, size, capabilities, fd };
+  }
+
+  #hasIrq(index: number): boolean {
+    const table = uapi.vfio_irq_info;
+    try {
+      this.ioctl(uapi.VFIO_DEVICE_GET_IRQ_INFO, table.write({ argsz: table.size, flags: 0, index, count: 0 }));
+      return true;
+    } catch (error) {
+      if (error instanceof Errno) return false;
+      throw error;
+    }
   }
 
   /** Memory that can be given to another process; registers that only look mappable to programs in the box cannot. */

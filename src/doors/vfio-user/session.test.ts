@@ -418,3 +418,16 @@ test('RESET clears the registers and leaves eventfds where they are', (t) => {
   write(client, REGISTERS, 0x20, u32(0));
   assert.equal(readEventfd(event), 1);
 });
+
+test('a conventional function has the error interrupt, too, as every vfio-user device', (t) => {
+  const client = peer(t, { model: 'edu' });
+  const info = uapi.vfio_irq_info.write({ argsz: 16, flags: 0, index: 3, count: 0 });
+  const reply = client.call(wire.VFIO_USER_DEVICE_GET_IRQ_INFO, info);
+  assert.deepEqual([reply.error, uapi.vfio_irq_info.read(reply.payload).count], [0, 1]);
+  const event = createEventfd();
+  t.after(() => closeSync(event));
+  const set = (start: number): Uint8Array =>
+    uapi.vfio_irq_set.write({ argsz: 20, flags: 0x24, index: 3, start, count: 1 });
+  assert.equal(client.call(wire.VFIO_USER_DEVICE_SET_IRQS, set(0), [event]).error, 0);
+  assert.equal(client.call(wire.VFIO_USER_DEVICE_SET_IRQS, set(1), [event]).error, EINVAL);
+});
