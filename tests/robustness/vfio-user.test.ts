@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { encodeMessage } from '../../src/doors/vfio-user/codec.ts';
 import { encodeVersion, ownCapabilities } from '../../src/doors/vfio-user/negotiation.ts';
-import { closeDescriptor, createEventfd } from '../../src/sys/index.ts';
+import { ClientMemory, closeDescriptor, createEventfd } from '../../src/vfio-user.ts';
 import { expectDescriptors, joined, RawPeer, type RunningServer, startServer, words } from '../support/vfio-user.ts';
 
 const EINVAL = 22;
@@ -298,6 +298,90 @@ test('U-52: sizes that cannot be, garbage, half and slow messages, replies to no
     slow.close();
   }),
 );
+
+test('U-33: what QEMU says to a device while a guest boots is answered, and its posted writes are not', {
+  timeout: 60_000,
+}, async (t) => {
+  const server = await startServer(t, ['--model', 'gpio-pci-idio-16']);
+  const peer = new RawPeer(server.path);
+  const json =
+    '{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, "max_data_xfer_size": 1048576, "migration": {"max_bitmap_size": 268435456, "pgsize": 4096}, "write_multiple": true}}';
+  const version = peer.ask(1, joined(words(0), Buffer.from(`${json}\0`)))!;
+  assert.deepEqual([version.error, ...version.payload.subarray(0, 4)], [0, 0, 0, 0, 0], 'version 0.0');
+  assert.equal(version.descriptors.length, 0, 'no second socket was offered');
+  const memory = new ClientMemory(64 << 20);
+  const event = createEventfd();
+  const accepted = (what: string, command: number, payload: Uint8Array, fds: number[] = []): Uint8Array => {
+    const reply = peer.ask(command, payload, fds);
+    assert.equal(reply?.error, 0, what);
+    return reply!.payload;
+  };
+  const read = (offset: number, count: number): Uint8Array =>
+    accepted(`config space at ${offset}`, 9, words(BigInt(offset), 7, count)).subarray(16);
+  const write = (offset: number, count: number, value: number): void => {
+    const payload = joined(words(BigInt(offset), 7, count), words(value).subarray(0, count));
+    assert.deepEqual(accepted(`config space at ${offset}`, 10, payload), words(BigInt(offset), 7, count));
+  };
+  const map = (address: bigint, length: bigint, offset: bigint, flags = 3, fds = [memory.fd]): unknown =>
+    accepted('DMA_MAP', 2, words(32, flags, offset, address, length), fds);
+  const unmap = (address: bigint, length: bigint): void =>
+    assert.deepEqual(accepted('DMA_UNMAP', 3, words(24, 0, address, length)), words(24, 0, address, length));
+
+  map(0n, 64n << 20n, 0n);
+  map(0xfffc_0000n, 0x4_0000n, 0n, 1, []);
+  assert.deepEqual(accepted('GET_INFO', 4, words(16, 0, 0, 0)).subarray(8), words(9, 5));
+  for (const index of [0, 1, 2, 3, 4, 5, 7]) accepted('REGION_INFO', 5, words(32, 0, index, 0, 0n, 0n));
+  const hasErr = accepted('IRQ_INFO', 7, words(16, 0, 3, 0))[12] === 1;
+  assert.deepEqual([...read(0, 256).subarray(0, 4)], [0x4f, 0x49, 0xc8, 0x0d]);
+  read(0x30, 4);
+  write(0x30, 4, 0xffff_f800);
+  read(0x30, 4);
+  write(0x30, 4, 0);
+  read(0x18, 4);
+  read(0x3d, 1);
+  const setIrqs = (flags: number, index: number, count: number, fds: number[] = []): unknown =>
+    accepted('SET_IRQS', 8, words(20, flags, index, 0, count), fds);
+  setIrqs(0x24, 0, 1, [event]);
+  if (hasErr) setIrqs(0x24, 3, 1, [event]);
+  // The machine is reset.
+  setIrqs(0x21, 0, 0);
+  write(4, 2, Number(read(4, 2)[0]) & 0);
+  accepted('RESET', 13, new Uint8Array(0));
+  setIrqs(0x24, 0, 1, [event]);
+  for (let bar = 0x10; bar <= 0x24; bar += 4) write(bar, 4, 0);
+  // The firmware shadows what is below 1 MiB.
+  unmap(0n, 64n << 20n);
+  for (let round = 0; round < 4; round++) {
+    map(0n, 0xc_0000n, 0n);
+    map(0xc_0000n, 0x4_0000n, 0xc_0000n, round % 2 === 0 ? 1 : 3);
+    map(0x10_0000n, 63n << 20n, 0x10_0000n);
+    for (const [address, length] of [
+      [0n, 0xc_0000n],
+      [0xc_0000n, 0x4_0000n],
+      [0x10_0000n, 63n << 20n],
+    ] as const)
+      unmap(address, length);
+  }
+  for (let power = 0x10_0000n; power < 1n << 47n; power *= 2n) if (power !== 0x8000_0000n) unmap(power, power);
+  // The guest finds the device and uses it; ports are never posted, memory is.
+  for (let i = 0; i < 60; i++) read((i * 4) % 64, 4);
+  write(0x18, 4, 0xc000);
+  write(4, 2, 1);
+  for (let i = 0; i < 16; i++) {
+    accepted('port write', 10, joined(words(0n, 2, 1), Uint8Array.of(1 << (i % 8))));
+    const posted = joined(words(0n, 2, 1), Uint8Array.of(0x55));
+    peer.send(encodeMessage({ id: 9000 + i, command: 10, flags: 0x10 }, posted));
+    peer.send(encodeMessage({ id: 9100 + i, command: 10, flags: 0x10 }, words(0n, 99, 4, 0)));
+    assert.equal(accepted('port read', 9, words(0n, 2, 1))[16], 0x55);
+  }
+  // QEMU goes without a word.
+  peer.close();
+  closeDescriptor(event);
+  memory.close();
+  const next = await RawPeer.greet(server.path);
+  assert.ok(next.isUnderstood());
+  next.close();
+});
 
 function garbage(seed: number, length: number): Uint8Array {
   const bytes = new Uint8Array(length);
