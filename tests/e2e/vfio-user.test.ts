@@ -9,10 +9,10 @@ import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { needs, provided, scratch, tree } from '../support/box.ts';
+import { needs, provided, run, scratch, tree } from '../support/box.ts';
 import { bootGuest, compileGuestProgram, type GuestOptions, type GuestOutcome } from '../support/guest/boot.ts';
 
-needs('guest', 'cc');
+needs('guest', 'cc', 'tshark');
 
 const TIMEOUT = 120_000;
 
@@ -160,12 +160,45 @@ test('testdev behind a guest IOMMU: maps at high addresses, MSI-X, mapped BAR, r
   t.diagnostic(outcome.console.find((line) => /^testdev: \d+ checks/.test(line)) ?? '');
 });
 
-test('gpio-pci-idio-16: the driver binds, lines toggle, changes interrupt', { timeout: TIMEOUT }, async (t) => {
+test('gpio-pci-idio-16: the driver binds, lines toggle, changes interrupt; the conversation is a capture that tshark reads', {
+  timeout: TIMEOUT,
+}, async (t) => {
   if (!ready(t)) return;
-  const server = await serve(t, join(scratch(t), 'gpio.sock'), ['--model', 'gpio-pci-idio-16']);
+  const folder = scratch(t);
+  const pcap = join(folder, 'gpio.pcap');
+  const server = await serve(t, join(folder, 'gpio.sock'), ['--model', 'gpio-pci-idio-16', '--pcap', pcap]);
   const outcome = await boot(t, server, { test: 'gpio.sh', modules: ['gpio-pci-idio-16'], sharedMemory: true });
   holds(outcome);
   t.diagnostic(outcome.console.find((line) => /^gpio: \d+ checks/.test(line)) ?? '');
+  assert.equal(await server.end('SIGTERM'), 0, server.said());
+  const tshark = provided(t, 'tshark');
+  if (tshark === undefined) return;
+  const script = `lua_script:${join(tree, 'tools/wireshark/vfio-user.lua')}`;
+  const fields = ['_ws.col.Info', 'vfio_user.no_response', '_ws.expert.message'].flatMap((name) => ['-e', name]);
+  const args = ['-X', script, '-2', '-r', pcap, '-T', 'fields', '-E', 'separator=;', ...fields];
+  const read = await run([join(tshark, 'bin/tshark'), ...args], { timeout: 30_000 });
+  assert.equal(read.status, 0, read.story);
+  const rows = read.stdout.trimEnd().split('\n');
+  assert.match(rows[0]!, /^VERSION 0\.\d;/);
+  assert.match(rows[1]!, /^VERSION reply 0\.0;/);
+  for (const wanted of [
+    /^DMA_MAP 0x0\+0x10000000 rw \[1 fd\];/,
+    /^DEVICE_GET_INFO reply 9 regions, 5 interrupt indexes;/,
+    /^DEVICE_SET_IRQS INTX EVENTFD\|TRIGGER start 0 count 1 \[1 fd\];/,
+    /^REGION_WRITE BAR2\+0x0 1 B = 0x/,
+    /^DEVICE_RESET reply;/,
+  ]) {
+    assert.ok(
+      rows.some((row) => wanted.test(row)),
+      `no ${wanted} in the capture`,
+    );
+  }
+  // Every request was answered, and nothing was wrong with any message.
+  assert.deepEqual(
+    rows.filter((row) => !row.endsWith(';;')),
+    [],
+  );
+  t.diagnostic(`${rows.length} messages in the capture`);
 });
 
 test('two guests at two servers at the same time', { timeout: TIMEOUT }, async (t) => {

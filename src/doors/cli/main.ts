@@ -108,6 +108,7 @@ export async function main(args: readonly string[], streams: Streams = standard)
     .option('--strict-unmap', 'refuse unmaps of anything but one exact map', false)
     .option('--explain', 'print each refused message with its reason on stderr', false)
     .option('--trace <file>', 'write every message, map, fault and interrupt to a file, one JSON object a line')
+    .option('--pcap <file>', 'write every message to a file that Wireshark reads (docs/vfio-user-capture.md)')
     .action(async (options: ServeFlags) => {
       const { backendCapabilities, serve, ServeRefused } = await import('../vfio-user/serve.ts');
       if (options.printCapabilities) {
@@ -123,11 +124,11 @@ export async function main(args: readonly string[], streams: Streams = standard)
         status = fail('nowhere to serve: give --socket-path PATH or --fd N');
         return;
       }
-      const { dma, strictUnmap, explain, trace } = options;
+      const { dma, strictUnmap, explain, trace, pcap } = options;
       const what = model !== undefined ? { model } : { host: hostName ?? 'default', device: device! };
       const where = fd !== undefined ? { fd } : { path: socketPath! };
       try {
-        status = await serve({ what, where, dma, strictUnmap, explain, trace });
+        status = await serve({ what, where, dma, strictUnmap, explain, trace, pcap });
       } catch (error) {
         if (!(error instanceof ServeRefused)) throw error;
         status = fail(error.message);
@@ -171,6 +172,7 @@ interface ServeFlags {
   strictUnmap: boolean;
   explain: boolean;
   trace?: string;
+  pcap?: string;
 }
 
 interface RunFlags {

@@ -19,6 +19,7 @@ import {
 import { openCharacter } from '../run/character.ts';
 import { EventLoop } from '../run/event-loop.ts';
 import { type CallRecord, explain, say, TraceError, TraceFile } from '../run/reporter.ts';
+import { CaptureError, CaptureFile } from './capture-file.ts';
 import type { DmaMode } from './dma.ts';
 import { findModel, oneLine } from './model-file.ts';
 import { ServedDevice, ServeError } from './served-device.ts';
@@ -34,6 +35,8 @@ export interface ServeRequest {
   readonly strictUnmap: boolean;
   readonly explain: boolean;
   readonly trace: string | undefined;
+  /** A file for all messages, to be read by Wireshark. */
+  readonly pcap?: string | undefined;
 }
 
 export type ServeNews =
@@ -89,11 +92,13 @@ class ServeThread {
   readonly #server: VfioUserServer;
   readonly #stopSlot: number;
   #trace: TraceFile | undefined;
+  #capture: CaptureFile | undefined;
   #failure: string | undefined;
 
   constructor(request: ServeRequest, config: HostConfig, address: string, models: ReadonlyMap<string, DeviceModel>) {
     raiseDescriptorLimit();
     if (request.trace !== undefined) this.#trace = new TraceFile(request.trace, () => this.#loop.now());
+    if (request.pcap !== undefined) this.#capture = new CaptureFile(request.pcap);
     const machine = new Machine(config, {
       clock: this.#loop,
       allocateShared: (name, length) => new NativeShared(name, length),
@@ -129,6 +134,7 @@ class ServeThread {
     this.device.close();
     try {
       this.#trace?.close();
+      this.#capture?.close();
     } catch (error) {
       this.#traceFailed(error);
     }
@@ -140,9 +146,20 @@ class ServeThread {
   #reports(isExplaining: boolean): SessionReports {
     const trace = this.#trace;
     const closed = (why: string): void => say(`vfiobox: the connection was closed: ${why}\n`);
-    if (!isExplaining && trace === undefined) return { closed };
+    const capture = this.#capture;
+    const taps: SessionReports =
+      capture === undefined
+        ? { closed }
+        : {
+            closed,
+            tap: (fromClient, message, descriptors) => {
+              capture.message(fromClient, message, descriptors);
+              if (capture.isLarge) this.#flush();
+            },
+          };
+    if (!isExplaining && trace === undefined) return taps;
     return {
-      closed,
+      ...taps,
       message: ({ command, details, result, why }) => {
         const file = this.device.name;
         const record: CallRecord = { program: 'client', pid: 0, call: command, file, details, result, why };
@@ -157,13 +174,14 @@ class ServeThread {
   #flush(): void {
     try {
       this.#trace?.flush();
+      this.#capture?.flush();
     } catch (error) {
       this.#traceFailed(error);
     }
   }
 
   #traceFailed(error: unknown): void {
-    if (!(error instanceof TraceError)) throw error;
+    if (!(error instanceof TraceError || error instanceof CaptureError)) throw error;
     this.#failure ??= error.message;
   }
 }
@@ -193,6 +211,7 @@ port.once('message', (request: ServeRequest) => {
         error instanceof ServeError ||
         error instanceof HostFileError ||
         error instanceof TraceError ||
+        error instanceof CaptureError ||
         error instanceof SystemError;
       const message = isExpected ? error.message : `internal error: ${oneLine(error)}`;
       tell({ kind: 'refused', message });
