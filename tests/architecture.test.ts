@@ -36,7 +36,13 @@ const allowed: Record<string, string[]> = {
 const rooms = Object.keys(allowed).sort((a, b) => b.length - a.length);
 
 /** Packages that belong to one room only. */
-const keepers: Record<string, string> = { koffi: 'sys', commander: 'doors', zod: 'host', yaml: 'host', esbuild: 'host' };
+const keepers: Record<string, string> = {
+  koffi: 'sys',
+  commander: 'doors',
+  zod: 'host',
+  yaml: 'host',
+  esbuild: 'host',
+};
 
 function filesBelow(folder: string): string[] {
   return readdirSync(folder).flatMap((name) => {
