@@ -19,7 +19,9 @@ const PAGE = 4096;
 const PAGE_MASK = 4095n;
 const LARGEST = 8n * 2n ** 40n;
 const ADDRESS_END = 1n << 64n;
-const WINDOW_PAGES = 256;
+/** Pages of the window at most, and those above which it is emptied when no transfer runs. */
+const WINDOW_PAGES = 65_536;
+const WINDOW_FULL = 1024;
 
 /** How the client's memory is reached: as it offers it, or always in one way. */
 export type DmaMode = 'auto' | 'message' | 'file' | 'mapped';
@@ -119,7 +121,8 @@ export class ClientDma {
     const device = this.#device;
     // A map that refuses this access refuses it here, without a message.
     if (device.maps.find(page) !== undefined || this.#inWindow.has(page)) return false;
-    if (this.#window.length >= WINDOW_PAGES) this.dropWindow();
+    // A transfer may be under way through pages of the window, so none of them can go now.
+    if (this.#window.length >= WINDOW_PAGES) return false;
     const at = this.#window.length;
     this.#window.push(page);
     try {
@@ -133,6 +136,11 @@ export class ClientDma {
     return true;
   }
 
+  get isWindowFull(): boolean {
+    return this.#window.length > WINDOW_FULL;
+  }
+
+  /** Not while a transfer runs. */
   dropWindow(): void {
     for (const page of this.#window) this.#device.unmap(page * PAGE, PAGE);
     this.#window.length = 0;
@@ -172,9 +180,13 @@ export class ClientDma {
     let done = 0;
     while (done < bytes.length) {
       const at = offset + done;
-      const page = this.#window[Math.floor(at / PAGE)];
+      const first = Math.floor(at / PAGE);
+      const page = this.#window[first];
       if (page === undefined) return false;
-      const length = Math.min(bytes.length - done, PAGE - (at % PAGE));
+      // Neighbours in both go by one message.
+      let count = 1;
+      while (count * PAGE - (at % PAGE) < bytes.length - done && this.#window[first + count] === page + count) count++;
+      const length = Math.min(bytes.length - done, count * PAGE - (at % PAGE));
       if (!move(page * PAGE + (at % PAGE), bytes.subarray(done, done + length))) return false;
       done += length;
     }

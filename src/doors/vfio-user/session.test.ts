@@ -247,7 +247,7 @@ test('an address that was never mapped is asked for by message; an error is the 
       : payload.subarray(0, 16);
   };
   assert.equal(copy(client, 0x1_0ffe, 0x1_0000, 4), 2);
-  assert.deepEqual(asked.slice(0, 1), ['DMA_READ 0x10ffe 2']);
+  assert.deepEqual(asked.slice(0, 1), ['DMA_READ 0x10ffe 4']);
   assert.equal(copy(client, 0x1_0000, 0x5_0000, 4), 0x506);
 });
 
@@ -430,4 +430,24 @@ test('a conventional function has the error interrupt, too, as every vfio-user d
     uapi.vfio_irq_set.write({ argsz: 20, flags: 0x24, index: 3, start, count: 1 });
   assert.equal(client.call(wire.VFIO_USER_DEVICE_SET_IRQS, set(0), [event]).error, 0);
   assert.equal(client.call(wire.VFIO_USER_DEVICE_SET_IRQS, set(1), [event]).error, EINVAL);
+});
+
+test('a long transfer over pages that were never mapped moves the right bytes, and the next one, too', (t) => {
+  const client = peer(t);
+  const memory = new Uint8Array(16 * 2 ** 20);
+  const length = 5 * 2 ** 20;
+  for (let at = 0; at < length; at += 4096) memory[at] = (at / 4096) % 251;
+  client.onCommand = ({ command, payload, view }) => {
+    const address = Number(view.getBigUint64(0, true)) - 0x1000_0000;
+    const count = Number(view.getBigUint64(8, true));
+    if (command === wire.VFIO_USER_DMA_READ) {
+      return Buffer.concat([payload, memory.subarray(address, address + count)]);
+    }
+    memory.set(payload.subarray(16, 16 + count), address);
+    return payload.slice(0, 16);
+  };
+  for (const to of [8 * 2 ** 20, 10 * 2 ** 20]) {
+    assert.equal(copy(client, 0x1000_0000, 0x1000_0000 + to, length), 2);
+    assert.ok(Buffer.compare(memory.subarray(0, length), memory.subarray(to, to + length)) === 0);
+  }
 });

@@ -128,6 +128,7 @@ export class Session {
    * any more or others shall have their turn; the session may be over then.
    */
   turn(mayLinger: () => boolean): void {
+    if (this.dma.isWindowFull) this.dma.dropWindow();
     this.#drain();
     for (let i = 0; i < TURN && this.isOpen; i++) {
       const n = this.#receive(i > 0 && mayLinger() ? 'moment' : 'none');
@@ -343,7 +344,8 @@ export class Session {
     this.#reports.tap?.(false, output.subarray(0, size), 0);
     if (!transport.send(which, size)) return undefined;
     const reply = twin === undefined ? this.#awaitReply(id, command) : this.#awaitTwin(twin, id, command);
-    if (!this.#isInCommand && (this.hasWaiting || this.#stream.isWithinMessage)) this.#reports.pending?.();
+    if (!this.#isInCommand && (this.hasWaiting || this.#stream.isWithinMessage || this.dma.isWindowFull))
+      this.#reports.pending?.();
     return reply === undefined || reply.error !== 0 ? undefined : reply;
   }
 
