@@ -18,7 +18,13 @@ import {
   VfioUserClient,
 } from '../../src/vfio-user.ts';
 import { needs, provided, scratch } from '../support/box.ts';
-import { expectDescriptors, RawPeer, type RunningServer, startServer } from '../support/vfio-user.ts';
+import {
+  descriptorsAtRest,
+  expectDescriptors,
+  RawPeer,
+  type RunningServer,
+  startServer,
+} from '../support/vfio-user.ts';
 import { compile } from './compile.ts';
 
 needs('cc');
@@ -37,8 +43,7 @@ async function withServer(
   const isWhole = options[0] === '--host';
   const server = await startServer(t, isWhole ? options : ['--model', 'testdev', ...options]);
   VfioUserClient.connect(server.path).close();
-  await new Promise((done) => setTimeout(done, 100));
-  const before = server.descriptors();
+  const before = await descriptorsAtRest(server);
   await work(server);
   await expectDescriptors(server, before);
   assert.equal(server.child.exitCode, null, server.errors());
@@ -264,7 +269,7 @@ test('64 clients at once are each answered within a second, with 1,000 maps each
 
 test('U-16: 65,535 maps are held, one more is ENOSPC', { timeout: 60_000 }, (t) =>
   withServer(t, [], (server) => {
-    using client = VfioUserClient.connect(server.path);
+    using client = VfioUserClient.connect(server.path, { timeout: 60_000 });
     const map = (i: number): void =>
       client.dmaMap({ address: BigInt(i) << 13n, length: 4096n, backing: { kind: 'none' } });
     for (let i = 0; i < 65_535; i++) map(i);

@@ -7,7 +7,15 @@ import { test } from 'node:test';
 import { encodeMessage } from '../../src/doors/vfio-user/codec.ts';
 import { encodeVersion, ownCapabilities } from '../../src/doors/vfio-user/negotiation.ts';
 import { ClientMemory, closeDescriptor, createEventfd } from '../../src/vfio-user.ts';
-import { expectDescriptors, joined, RawPeer, type RunningServer, startServer, words } from '../support/vfio-user.ts';
+import {
+  descriptorsAtRest,
+  expectDescriptors,
+  joined,
+  RawPeer,
+  type RunningServer,
+  startServer,
+  words,
+} from '../support/vfio-user.ts';
 
 const EINVAL = 22;
 const good: Record<string, [number, Uint8Array]> = {
@@ -35,8 +43,7 @@ async function withServer(
   const first = await RawPeer.greet(server.path);
   assert.ok(first.isUnderstood());
   first.close();
-  await new Promise((done) => setTimeout(done, 100));
-  const before = server.descriptors();
+  const before = await descriptorsAtRest(server);
   await work(server, () => RawPeer.greet(server.path));
   await expectDescriptors(server, before);
   assert.equal(server.child.exitCode, null, server.errors());
