@@ -5,6 +5,7 @@ import { closeSync, mkdtempSync, openSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { copyBytes } from './copy.ts';
 import {
   abstractName,
   accept,
@@ -280,6 +281,27 @@ test('long copies come out the same wherever source and destination lie within a
       long.fill(0);
       assert.ok(self.read(region.address + theirs, long));
       assert.deepEqual(long, sent);
+    }
+  }
+});
+
+test('copyBytes is a copy, wherever the two lie', () => {
+  const region = new Region(262_144);
+  const buffer = new Uint8Array(262_144);
+  for (const [to, from] of [
+    [0, 0],
+    [16, 0],
+    [1, 0],
+    [0, 16],
+    [63, 0],
+    [64, 0],
+    [5000, 4984],
+  ] as const) {
+    for (const length of [1, 4095, 4096, 70_001, 200_000]) {
+      for (let i = 0; i < length; i++) region.bytes[from + i] = (i * 13 + to) & 0xff;
+      const into = buffer.subarray(to, to + length).fill(0);
+      copyBytes(into, region.bytes.subarray(from, from + length));
+      assert.deepEqual(into, region.bytes.subarray(from, from + length));
     }
   }
 });

@@ -5,6 +5,7 @@
  * with its address space: after exec or exit they answer nothing, whoever has the number then. `detach` switches to them.
  */
 import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { DETOUR, detourAddress, detourBytes, isSlowCopy } from './copy.ts';
 import * as libc from './libc.ts';
 import { addressOfBytes } from './libc.ts';
 import { Region } from './memory.ts';
@@ -25,16 +26,6 @@ const BOUNCE_AT = 4096;
 const region = new Region(BOUNCE_AT + BOUNCE);
 const bounceAddress = region.address + BOUNCE_AT;
 const bounce = region.bytes.subarray(BOUNCE_AT, BOUNCE_AT + BOUNCE);
-
-// Copies whose destination lies up to a cache line behind the source within the page are four times slower: each store seems to
-// touch what is loaded next. Large buffers of V8 lie 16 bytes into a page, programs' buffers at its start, so that is the usual case.
-const DETOUR = 65536;
-const DETOUR_AT = 2048;
-const detour = new Region(DETOUR + 4096);
-const isSlow = (to: number, from: number): boolean => {
-  const ahead = ((to % 4096) - (from % 4096) + 4096) % 4096;
-  return ahead > 0 && ahead < 64;
-};
 
 /** One mapping of a process, as /proc/PID/maps shows it. */
 export interface Mapping {
@@ -71,11 +62,11 @@ export class ProcessMemory {
     if (!this.#isAttached) return this.#readFile(address, into);
     if (length > BOUNCE) {
       const ours = addressOfBytes(into);
-      if (!isSlow(ours, address)) return this.#move(libc.process_vm_readv, ours, address, length);
+      if (!isSlowCopy(ours, address)) return this.#move(libc.process_vm_readv, ours, address, length);
       for (let at = 0; at < length; at += DETOUR) {
         const part = Math.min(DETOUR, length - at);
-        if (!this.#move(libc.process_vm_readv, detour.address + DETOUR_AT, address + at, part)) return false;
-        into.set(detour.bytes.subarray(DETOUR_AT, DETOUR_AT + part), at);
+        if (!this.#move(libc.process_vm_readv, detourAddress, address + at, part)) return false;
+        into.set(detourBytes.subarray(0, part), at);
       }
       return true;
     }
@@ -93,11 +84,11 @@ export class ProcessMemory {
     if (!this.#isAttached) return this.#writeFile(address, from);
     if (length > BOUNCE) {
       const ours = addressOfBytes(from);
-      if (!isSlow(address, ours)) return this.#move(libc.process_vm_writev, ours, address, length);
+      if (!isSlowCopy(address, ours)) return this.#move(libc.process_vm_writev, ours, address, length);
       for (let at = 0; at < length; at += DETOUR) {
         const part = Math.min(DETOUR, length - at);
-        detour.bytes.set(from.subarray(at, at + part), DETOUR_AT);
-        if (!this.#move(libc.process_vm_writev, detour.address + DETOUR_AT, address + at, part)) return false;
+        detourBytes.set(from.subarray(at, at + part));
+        if (!this.#move(libc.process_vm_writev, detourAddress, address + at, part)) return false;
       }
       return true;
     }

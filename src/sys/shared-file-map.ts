@@ -4,7 +4,9 @@
  * A file that can never shrink (sealed) is mapped into an arena and is ordinary memory. Any other could be cut under us, and an access
  * beyond its end would end this process: it is reached through the system (MappedFile), which answers with an error instead.
  */
+
 import { MAX_LENGTH, PAGE } from './constants.ts';
+import { copyBytes } from './copy.ts';
 import { sealsOf } from './files.ts';
 import { SystemError } from './libc.ts';
 import { MappedFile } from './mapped-file.ts';
@@ -48,7 +50,7 @@ export class SharedFileMap {
     if (!this.#isOpen || offset + length > this.length) return false;
     const { bytes } = slot;
     if (length <= 16) for (let i = 0; i < length; i++) into[i] = bytes[offset + i]!;
-    else into.set(bytes.subarray(offset, offset + length));
+    else copyBytes(into, bytes.subarray(offset, offset + length));
     return true;
   }
 
@@ -56,7 +58,7 @@ export class SharedFileMap {
     const slot = this.#slot;
     if (slot === undefined) return this.#mapped!.write(offset, from);
     if (!this.#isOpen || offset + from.length > this.length) return false;
-    slot.bytes.set(from, offset);
+    copyBytes(slot.bytes.subarray(offset, offset + from.length), from);
     return true;
   }
 
