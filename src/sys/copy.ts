@@ -15,7 +15,9 @@ const region = new Region(DETOUR + 4096);
 export const detourAddress = region.address + DETOUR_AT;
 export const detourBytes = region.bytes.subarray(DETOUR_AT, DETOUR_AT + DETOUR);
 
+/** Shorter copies are not worth the look; longer ones bypass the cache and are not slow. */
 const LONG = 4096;
+const VERY_LONG = 524_288;
 
 /** Whether a copy between these addresses is one of the slow ones. */
 export function isSlowCopy(to: number, from: number): boolean {
@@ -26,7 +28,7 @@ export function isSlowCopy(to: number, from: number): boolean {
 /** `into.set(from)`; both are of the same length. */
 export function copyBytes(into: Uint8Array, from: Uint8Array): void {
   const { length } = from;
-  if (length < LONG || !isSlowCopy(addressOfBytes(into), addressOfBytes(from))) {
+  if (length < LONG || length > VERY_LONG || !isSlowCopy(addressOfBytes(into), addressOfBytes(from))) {
     into.set(from);
     return;
   }
