@@ -133,7 +133,10 @@ try {
     });
     if (status !== 0) failures.push(name);
   }
-  console.log(failures.length === 0 ? '\nall goals met' : `\nmissed: ${failures.join(', ')}`);
+  const verdict = failures.length === 0 ? 'all met' : `missed: ${failures.join(', ')}`;
+  console.log(
+    `\ngoals of the first tables, and parts that ended badly: ${verdict}; the parts print their goals beside their figures`,
+  );
 } finally {
   rmSync(work, { recursive: true, force: true });
 }

@@ -2,8 +2,8 @@
 // npm run spec: which statements of the specification have a test, and which have none.
 //
 // spec/statements.json holds every statement in the project's words. A test proves a statement when its title begins with the
-// statement's id (`Y-12: …`, or several ids before the colon). Writes docs/statements.md; `--check` fails when it is not up to date,
-// when a title names an id that does not exist, or when an id of the first argument list has no test.
+// statement's id (`Y-12: …`, or several ids before the colon). Writes docs/statements.md; `--check` fails when it is not up to date, or
+// when a title names an id that does not exist.
 import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';

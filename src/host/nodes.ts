@@ -58,10 +58,6 @@ export class DeviceNodes<T> {
     if (this.#nodes.delete(path)) this.#tree.remove(path);
   }
 
-  get(path: string): DeviceNode<T> | undefined {
-    return this.#nodes.get(path);
-  }
-
   paths(): string[] {
     return [...this.#nodes.keys()];
   }

@@ -94,7 +94,7 @@ export class Processes {
 
   #forget(program: Program): void {
     this.#programs.delete(program.key);
-    this.#machine.counters.ended(program.process.mm);
+    program.process.exit();
   }
 
   #create(key: string, pid: number, uid: number): Program {
