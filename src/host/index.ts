@@ -10,6 +10,7 @@ export { models } from './catalog.ts';
 export type { Invariants } from './counters.ts';
 export type { DmaMiss } from './demand-upstream.ts';
 export { explainDma } from './dma-refusals.ts';
+export { decodeFaultLog, type FaultReport, faultReportLines } from './fault-report/report.ts';
 export { type HostConfig, HostFileError, isModelFile, loadHost, parseHost, presetNames } from './host-file.ts';
 export { loadModel } from './load-model.ts';
 export { Machine } from './machine.ts';

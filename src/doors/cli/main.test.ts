@@ -74,6 +74,23 @@ test('a wrong host file: where, and what was expected; an unknown preset: which 
   assert.match(unknown.err, /^vfiobox: there is no host file or preset 'nope'; presets: default, kernel-golden/);
 });
 
+test('decode explains the faults of a log, refuses a text without any, and names a file that is not there', async () => {
+  const path = join(folder, 'dmesg.txt');
+  const line =
+    'DMAR: [DMA Read] Request device [02:00.0] fault addr fffcd000 [fault reason 06] PTE Read access is not set';
+  writeFileSync(path, `usb 1-1: new device\n${line}\n`);
+  const { status, out } = await here('decode', path);
+  assert.equal(status, 0);
+  assert.match(out, /^DMA read by 0000:02:00\.0 at 0xfffcd000 \(line 2\)\n {2}reason {3}0x06: no read permission/);
+  const asJson = JSON.parse((await here('decode', '--json', path)).out);
+  assert.equal(asJson.faults[0].reason.code, 6);
+  writeFileSync(path, 'nothing\n');
+  const none = await here('decode', path);
+  assert.deepEqual([none.status, none.out], [125, '']);
+  assert.match(none.err, /no IOMMU fault in this text/);
+  assert.match((await here('decode', join(folder, 'absent'))).err, /cannot be read: ENOENT/);
+});
+
 test('wrong usage is 125, help is 0', async () => {
   for (const args of [
     [],

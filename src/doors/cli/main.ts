@@ -150,6 +150,18 @@ export async function main(args: readonly string[], streams: Streams = standard)
   hostCommand('groups', 'list its IOMMU groups, and why each member is where it is');
   hostCommand('check', 'check a host file');
 
+  program
+    .command('decode')
+    .description(
+      "Explain IOMMU faults of a real machine: the lines of a kernel's log with DMAR or AMD-Vi, dumps of tables too",
+    )
+    .argument('[file]', 'the log, or - for the standard input', '-')
+    .option('--json', 'as JSON', false)
+    .action(async (file: string, options: { json: boolean }) => {
+      const { decodeCommand } = await import('./decode-command.ts');
+      status = decodeCommand(file, options.json, streams.out, fail);
+    });
+
   try {
     await program.parseAsync([...args], { from: 'user' });
   } catch (error) {
