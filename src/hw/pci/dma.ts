@@ -4,6 +4,15 @@
  */
 import { Tracepoint } from '../../lib/tracepoint.ts';
 import type { PhysicalMemory } from '../memory/physical-memory.ts';
+import type {
+  AtcInvalidation,
+  AtsEndpoint,
+  DmaAttributes,
+  PageRequest,
+  PageResponse,
+  Translation,
+  TranslationRequest,
+} from './ats.ts';
 
 export const READ = 1;
 export const WRITE = 2;
@@ -25,6 +34,19 @@ export interface Upstream {
    */
   translate(rid: number, pasid: number, page: number, access: Access): number;
   readonly why: string;
+  /** As `translate`, for a request with more attributes than a PASID. Absent: they make no difference. */
+  request?(rid: number, page: number, access: Access, attributes: DmaAttributes): number;
+  /** Whether the last request of `request` went snooped. */
+  readonly isCoherent?: boolean;
+  /** A translation request (ATS). Undefined: refused, `why` tells. Absent: there is nobody to ask. */
+  translationRequest?(
+    endpoint: AtsEndpoint,
+    rid: number,
+    page: number,
+    request: TranslationRequest,
+  ): Translation | undefined;
+  /** A page request (PRI); the answer comes through `endpoint`. False: refused, `why` tells. */
+  pageRequest?(endpoint: AtsEndpoint, rid: number, request: PageRequest): boolean;
 }
 
 /** A machine without an IOMMU: bus addresses are physical addresses. */
@@ -35,10 +57,23 @@ const dmaRefused = new Tracepoint<{ rid: number; pasid: number; address: bigint;
   'pci:dma_refused',
 );
 
+/** The same for all functions that only read and write. */
+const NO_ATTRIBUTES: DmaAttributes = {};
+
 /** The DMA port of one function. `rid` may change when bus numbers are assigned, so it is asked for at each transfer. */
 export class DmaPort {
   /** What translates. The host joins each function with the unit that serves it. */
   upstream: Upstream;
+  /** Whether no page of the last transfer went past the caches (see `DmaAttributes.noSnoop`). */
+  isCoherent = true;
+  /** The answer to a page request. */
+  onPageResponse: ((response: PageResponse) => void) | undefined;
+  /** The function has to forget translations that it got by `translate`; false: it does not answer. */
+  onAtcInvalidate: ((invalidation: AtcInvalidation) => boolean) | undefined;
+  readonly #endpoint: AtsEndpoint = {
+    invalidate: (invalidation) => this.onAtcInvalidate?.(invalidation) ?? true,
+    respond: (response) => this.onPageResponse?.(response),
+  };
   readonly #memory: PhysicalMemory;
   readonly #rid: () => number;
   readonly #enabled: () => boolean;
@@ -51,48 +86,96 @@ export class DmaPort {
   }
 
   /** Reads `into.length` bytes of memory at `address` (64 bits). Undefined: done. */
-  read(address: bigint | number, into: Uint8Array, pasid = -1): DmaFault | undefined {
-    return this.#transfer(address, into, READ, pasid);
+  read(address: bigint | number, into: Uint8Array, how: number | DmaAttributes = -1): DmaFault | undefined {
+    return typeof how === 'number'
+      ? this.#transfer(address, into, READ, how, NO_ATTRIBUTES)
+      : this.#transfer(address, into, READ, how.pasid ?? -1, how);
   }
 
   /** Writes `from` to memory at `address` (64 bits). Undefined: done; after a fault the bytes before it are written. */
-  write(address: bigint | number, from: Uint8Array, pasid = -1): DmaFault | undefined {
-    return this.#transfer(address, from, WRITE, pasid);
+  write(address: bigint | number, from: Uint8Array, how: number | DmaAttributes = -1): DmaFault | undefined {
+    return typeof how === 'number'
+      ? this.#transfer(address, from, WRITE, how, NO_ATTRIBUTES)
+      : this.#transfer(address, from, WRITE, how.pasid ?? -1, how);
   }
 
-  #transfer(address: bigint | number, buffer: Uint8Array, access: Access, pasid: number): DmaFault | undefined {
-    if (buffer.length === 0) return undefined;
-    let page: number;
-    let offset: number;
-    if (typeof address === 'number' && address <= Number.MAX_SAFE_INTEGER) {
-      page = Math.floor(address / 4096);
-      offset = address - page * 4096;
-    } else {
-      const wide = BigInt.asUintN(64, BigInt(address));
-      page = Number(wide >> 12n);
-      offset = Number(wide & 0xfffn);
+  /** Asks where the page of `address` is (ATS). A translation that allows nothing says that the page is not there. */
+  translate(address: bigint | number, request: TranslationRequest = {}): Translation | DmaFault {
+    const { page, offset } = split(address);
+    const { upstream } = this;
+    const access = request.write === true ? WRITE : READ;
+    const pasid = request.pasid ?? -1;
+    if (!this.#enabled()) return this.#fault(page, offset, access, pasid, 'bus master is off');
+    if (upstream.translationRequest === undefined) {
+      return this.#fault(page, offset, access, pasid, 'no translation requests');
     }
-    const fault = (at: number, within: number, reason: string): DmaFault => {
-      const refused: DmaFault = {
-        address: (BigInt(at) << 12n) + BigInt(within),
-        access: access === READ ? 'read' : 'write',
-        reason,
-      };
-      dmaRefused.fire(() => ({ rid: this.#rid(), pasid, ...refused }));
-      return refused;
+    const answer = upstream.translationRequest(this.#endpoint, this.#rid(), page, request);
+    return answer ?? this.#fault(page, offset, access, pasid, upstream.why);
+  }
+
+  /** Asks software for a page (PRI). Undefined: sent; the answer to its group comes by `onPageResponse`, possibly before this returns. */
+  requestPage(
+    request: Omit<PageRequest, 'page' | 'pasid' | 'exec' | 'privileged'> & {
+      readonly address: bigint | number;
+      readonly pasid?: number;
+      readonly exec?: boolean;
+      readonly privileged?: boolean;
+    },
+  ): DmaFault | undefined {
+    const { address, ...rest } = request;
+    const { page, offset } = split(address);
+    const { upstream } = this;
+    const whole: PageRequest = { pasid: -1, exec: false, privileged: false, ...rest, page };
+    const access = request.write ? WRITE : READ;
+    if (!this.#enabled()) return this.#fault(page, offset, access, whole.pasid, 'bus master is off');
+    if (upstream.pageRequest === undefined) {
+      return this.#fault(page, offset, access, whole.pasid, 'no page requests');
+    }
+    return upstream.pageRequest(this.#endpoint, this.#rid(), whole)
+      ? undefined
+      : this.#fault(page, offset, access, whole.pasid, upstream.why);
+  }
+
+  #fault(page: number, within: number, access: Access, pasid: number, reason: string): DmaFault {
+    const refused: DmaFault = {
+      address: (BigInt(page) << 12n) + BigInt(within),
+      access: access === READ ? 'read' : 'write',
+      reason,
     };
-    if (!this.#enabled()) return fault(page, offset, 'bus master is off');
+    dmaRefused.fire(() => ({ rid: this.#rid(), pasid, ...refused }));
+    return refused;
+  }
+
+  #transfer(
+    address: bigint | number,
+    buffer: Uint8Array,
+    access: Access,
+    pasid: number,
+    attributes: DmaAttributes,
+  ): DmaFault | undefined {
+    if (buffer.length === 0) return undefined;
+    const start = split(address);
+    let { page, offset } = start;
+    if (!this.#enabled()) return this.#fault(page, offset, access, pasid, 'bus master is off');
     const rid = this.#rid();
     const upstream = this.upstream;
+    const isPlain = attributes === NO_ATTRIBUTES || upstream.request === undefined;
+    const ask = (at: number): number => {
+      if (isPlain) return upstream.translate(rid, pasid, at, access);
+      const physicalPage = upstream.request!(rid, at, access, attributes);
+      if (physicalPage >= 0 && upstream.isCoherent === false) this.isCoherent = false;
+      return physicalPage;
+    };
+    this.isCoherent = isPlain ? attributes.noSnoop !== true : true;
     let done = 0;
     while (done < buffer.length) {
-      const first = upstream.translate(rid, pasid, page, access);
-      if (first < 0) return fault(page, offset, upstream.why);
+      const first = ask(page);
+      if (first < 0) return this.#fault(page, offset, access, pasid, upstream.why);
       let length = Math.min(4096 - offset, buffer.length - done);
       let count = 1;
       let reason = '';
       while (done + length < buffer.length) {
-        const next = upstream.translate(rid, pasid, page + count, access);
+        const next = ask(page + count);
         if (next !== first + count) {
           if (next < 0) reason = upstream.why;
           break;
@@ -102,12 +185,22 @@ export class DmaPort {
       }
       const part = length === buffer.length ? buffer : buffer.subarray(done, done + length);
       const ok = access === READ ? this.#memory.read(first, offset, part) : this.#memory.write(first, offset, part);
-      if (!ok) return fault(page, offset, 'memory has gone');
-      if (reason !== '') return fault(page + count, 0, reason);
+      if (!ok) return this.#fault(page, offset, access, pasid, 'memory has gone');
+      if (reason !== '') return this.#fault(page + count, 0, access, pasid, reason);
       done += length;
       page += count;
       offset = 0;
     }
     return undefined;
   }
+}
+
+/** The page (of a 64-bit address) and the byte within. */
+function split(address: bigint | number): { page: number; offset: number } {
+  if (typeof address === 'number' && address <= Number.MAX_SAFE_INTEGER) {
+    const page = Math.floor(address / 4096);
+    return { page, offset: address - page * 4096 };
+  }
+  const wide = BigInt.asUintN(64, BigInt(address));
+  return { page: Number(wide >> 12n), offset: Number(wide & 0xfffn) };
 }

@@ -28,8 +28,20 @@ const traceUnmap = new Tracepoint<{ iova: bigint; size: bigint; unmapped_size: b
 const attachPoint = new Failpoint('iommu:attach_device', 'ENOMEM');
 const mapPoint = new Failpoint('iommu:map', 'ENOMEM');
 
-/** `blocked`: every access faults. `identity`: the IOVA is the physical address. `dma`: the host's drivers. `unmanaged`: VFIO, iommufd. */
-export type DomainKind = 'blocked' | 'identity' | 'dma' | 'unmanaged';
+/**
+ * `blocked`: every access faults. `identity`: the IOVA is the physical address. `dma`: the host's drivers. `unmanaged`: VFIO, iommufd.
+ * `nested`: a guest's first stage above an unmanaged parent. `sva`: a first stage into which a process's pages come as they are used.
+ */
+export type DomainKind = 'blocked' | 'identity' | 'dma' | 'unmanaged' | 'nested' | 'sva';
+
+export interface DomainOptions {
+  /** Of paging kinds; `sva` is always first stage. */
+  readonly stage?: 'first' | 'second';
+  /** Units must be able to set dirty bits in second-stage leaves. */
+  readonly hasDirtyTracking?: boolean;
+  /** First stages may be nested on it. */
+  readonly isNestParent?: boolean;
+}
 
 /** The leaf that translates a page. `level` 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB. */
 export interface Leaf {
@@ -64,7 +76,10 @@ export class Domain {
   #isFree = false;
 
   /** ENOMEM: no memory for the top table. */
-  constructor(unit: IommuUnit, kind: DomainKind) {
+  constructor(unit: IommuUnit, kind: DomainKind, options: DomainOptions = {}) {
+    if (options.stage === 'first' || kind === 'sva' || kind === 'nested' || options.hasDirtyTracking === true) {
+      throw new Errno('EOPNOTSUPP', `unit ${unit.name} is in legacy mode`);
+    }
     this.unit = unit;
     this.kind = kind;
     const { levels, width } = levelsFor(unit);
@@ -151,6 +166,25 @@ export class Domain {
     for (const unit of this.#holds.keys()) if (!unit.canEnforceCoherency) return false;
     this.#enforcesCoherency = true;
     return true;
+  }
+
+  get isDirtyTracking(): boolean {
+    return false;
+  }
+
+  /** Starts or stops dirty bits in the leaves. EOPNOTSUPP: the domain was not made for it. EINVAL: an attached unit cannot. */
+  setDirtyTracking(_on: boolean): void {
+    throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
+  }
+
+  /** Visits the leaves of a range that were written through since it was cleared last. */
+  readAndClearDirty(
+    _firstPage: number,
+    _count: number,
+    _options: { readonly isCleared: boolean },
+    _visit: (firstPage: number, pages: number) => void,
+  ): void {
+    throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
   }
 
   /** Whether devices behind `unit` can be attached. */

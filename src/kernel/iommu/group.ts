@@ -159,6 +159,37 @@ export class IommuGroup {
     return mergeReserved([...this.#members.values()].flatMap((member) => member.reserved));
   }
 
+  // ---- PASIDs ----
+
+  /**
+   * Attaches the PASID of every member to `domain`. EOPNOTSUPP: no PASIDs here. EINVAL: the PASID is 0 or beyond what a member has.
+   * EBUSY: it is taken, or a member is in reset.
+   */
+  attachPasid(_domain: Domain, _pasid: number): void {
+    throw new Errno('EOPNOTSUPP', `no member of group ${this.id} has PASIDs`);
+  }
+
+  /** Changes the domain of a PASID in one step. EINVAL: it has none. Else as `attachPasid`. */
+  replacePasid(_domain: Domain, _pasid: number): void {
+    throw new Errno('EOPNOTSUPP', `no member of group ${this.id} has PASIDs`);
+  }
+
+  detachPasid(_pasid: number): void {}
+
+  domainOfPasid(_pasid: number): Domain | undefined {
+    return undefined;
+  }
+
+  /** The PASIDs with their domains. */
+  pasids(): [number, Domain][] {
+    return [];
+  }
+
+  /** A reset of `fn` begins: its DMA is blocked until `finishReset`, what is attached stays noted. Counted. */
+  prepareReset(_fn: PciFunction): void {}
+
+  finishReset(_fn: PciFunction): void {}
+
   // ---- for IommuCore ----
 
   /** A function joins, and its DMA goes where the group's goes. Errors as of `attach`. */
@@ -289,4 +320,9 @@ export class IommuGroup {
     if (value === undefined) throw new Errno('EINVAL', `group ${this.id} has no IOMMU`);
     return value;
   }
+}
+
+/** PASIDs that `fn` can use behind `unit`: 0 when either has none, else a power of two. */
+export function maxPasids(_fn: PciFunction, _unit: IommuUnit | undefined): number {
+  return 0;
 }
