@@ -4,26 +4,25 @@
  * Two phases, so that nobody sees a half-made object: `reserve` takes the number, `publish` makes the object visible,
  * `abandon` gives the number back.
  */
+import { IdSpace } from './id-space.ts';
+
 const RESERVED = Symbol('reserved');
 
 export class IdTable<T> {
   readonly #slots: (T | typeof RESERVED | undefined)[] = [];
   readonly #first: number;
-  #lowestFree: number;
+  readonly #ids = new IdSpace();
   #count = 0;
 
   /** Numbers start at `first`. */
   constructor(first = 1) {
     this.#first = first;
-    this.#lowestFree = first;
   }
 
   reserve(): number {
-    let id = this.#lowestFree;
-    while (this.#slots[id - this.#first] !== undefined) id++;
-    this.#slots[id - this.#first] = RESERVED;
-    this.#lowestFree = id + 1;
-    return id;
+    const at = this.#ids.allocate(0, 0xffff_ffff);
+    this.#slots[at] = RESERVED;
+    return at + this.#first;
   }
 
   publish(id: number, object: T): void {
@@ -77,7 +76,7 @@ export class IdTable<T> {
 
   #free(id: number): void {
     this.#slots[id - this.#first] = undefined;
-    if (id < this.#lowestFree) this.#lowestFree = id;
+    this.#ids.release(id - this.#first);
     while (this.#slots.length > 0 && this.#slots[this.#slots.length - 1] === undefined) this.#slots.pop();
   }
 }
