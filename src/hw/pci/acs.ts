@@ -3,23 +3,17 @@
  * of the IOMMU (specification 01, section 4).
  */
 import * as reg from '../../uapi/pci-regs.ts';
-import type { PciFunction } from './function.ts';
+import { isolationQuirk } from './acs-quirks.ts';
+import { bridgeAbove, type TopologyFunction } from './topology.ts';
 
 /** What isolation takes: source validation, request and completion redirect, upstream forwarding. */
 export const ACS_ISOLATION = reg.PCI_ACS_SV | reg.PCI_ACS_RR | reg.PCI_ACS_CR | reg.PCI_ACS_UF;
 
-/** Devices whose maker has documented that their functions do not talk to each other although they have no ACS capability. */
-const isolatedWithoutAcs: readonly { vendor: number; device: number }[] = [
-  { vendor: 0x8086, device: 0x10c9 }, // 82576
-  { vendor: 0x8086, device: 0x10fb }, // 82599
-  { vendor: 0x8086, device: 0x1521 }, // I350
-  { vendor: 0x8086, device: 0x1533 }, // I210
-];
-
-export function acsEnabled(fn: PciFunction, flags: number = ACS_ISOLATION): boolean {
+export function acsEnabled(fn: TopologyFunction, flags: number = ACS_ISOLATION): boolean {
   const verdict = fn.quirks.acsOverride;
   if (verdict !== undefined) return verdict;
-  if (isolatedWithoutAcs.some((known) => known.vendor === fn.vendor && known.device === fn.device)) return true;
+  const quirk = isolationQuirk(fn);
+  if (quirk !== undefined) return quirk.isIsolated;
   switch (fn.portType) {
     case undefined:
     case reg.PCI_EXP_TYPE_PCIE_BRIDGE:
@@ -41,11 +35,11 @@ export function acsEnabled(fn: PciFunction, flags: number = ACS_ISOLATION): bool
 
 /** Whether every function from `start` up to `end` passes; without `end`, up to the root. */
 export function acsPathEnabled(
-  start: PciFunction,
-  end: PciFunction | null | undefined,
+  start: TopologyFunction,
+  end: TopologyFunction | null | undefined,
   flags: number = ACS_ISOLATION,
 ): boolean {
-  for (let fn: PciFunction | undefined = start; ; ) {
+  for (let fn: TopologyFunction | undefined = start; ; ) {
     if (!acsEnabled(fn, flags)) return false;
     if (fn.bus.isRoot) return end == null;
     if (fn === end) return true;
@@ -54,17 +48,14 @@ export function acsPathEnabled(
   }
 }
 
-function bridgeAbove(fn: PciFunction): PciFunction | undefined {
-  let bus = fn.bus;
-  while (bus.self === undefined && bus.parent !== undefined) bus = bus.parent;
-  return bus.self;
+/** Flags that the function has to have switched on and has not; without the capability, all of `flags`. */
+export function missingFlags(fn: TopologyFunction, flags: number = ACS_ISOLATION): number {
+  const { acs } = fn;
+  if (acs === undefined) return flags;
+  // What the capability lacks cannot be switched and counts as always on, except egress control.
+  return flags & (acs.capability | reg.PCI_ACS_EC) & ~acs.control;
 }
 
-function flagsEnabled(fn: PciFunction, flags: number): boolean {
-  const acs = fn.config.findExtended(reg.PCI_EXT_CAP_ID_ACS);
-  if (acs === 0) return false;
-  // What the capability lacks cannot be switched and counts as always on, except egress control.
-  const known = fn.config.get(acs + reg.PCI_ACS_CAP, 2) | reg.PCI_ACS_EC;
-  const required = flags & known;
-  return (fn.config.get(acs + reg.PCI_ACS_CTRL, 2) & required) === required;
+function flagsEnabled(fn: TopologyFunction, flags: number): boolean {
+  return fn.acs !== undefined && missingFlags(fn, flags) === 0;
 }

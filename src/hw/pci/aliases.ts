@@ -2,14 +2,13 @@
  * Under which requester IDs a function's DMA may arrive (specification 01, section 3).
  */
 import * as reg from '../../uapi/pci-regs.ts';
-import type { Bus } from './bus.ts';
-import type { PciFunction } from './function.ts';
+import type { TopologyBus, TopologyFunction } from './topology.ts';
 
 /** Called for each alias; `fn` is the function or the bridge that causes it. A result other than 0 stops the walk. */
-export type AliasVisitor = (fn: PciFunction, rid: number) => number;
+export type AliasVisitor = (fn: TopologyFunction, rid: number) => number;
 
 /** Visits every requester ID of `fn`, its own first, then upwards. Returns what stopped the walk, 0 if nothing did. */
-export function forEachDmaAlias(fn: PciFunction, visit: AliasVisitor): number {
+export function forEachDmaAlias(fn: TopologyFunction, visit: AliasVisitor): number {
   const real = realDmaDevice(fn);
   let result = visit(real, real.rid);
   if (result !== 0) return result;
@@ -17,7 +16,7 @@ export function forEachDmaAlias(fn: PciFunction, visit: AliasVisitor): number {
     result = visit(real, (real.bus.number << 8) | devfn);
     if (result !== 0) return result;
   }
-  for (let bus: Bus = real.bus; bus.parent !== undefined; bus = bus.parent) {
+  for (let bus: TopologyBus = real.bus; bus.parent !== undefined; bus = bus.parent) {
     const bridge = bus.self;
     if (bridge === undefined) continue;
     if (bridge.quirks.bridgeTranslationRoot) return 0;
@@ -30,7 +29,7 @@ export function forEachDmaAlias(fn: PciFunction, visit: AliasVisitor): number {
 }
 
 /** The requester ID that `bridge` puts on what comes from `secondary`, -1 if it passes IDs through. */
-function aliasOfBridge(bridge: PciFunction, secondary: Bus): number {
+function aliasOfBridge(bridge: TopologyFunction, secondary: TopologyBus): number {
   switch (bridge.portType) {
     case undefined:
       return bridge.quirks.pcieBridgeAlias ? secondary.number << 8 : bridge.rid;
@@ -44,12 +43,12 @@ function aliasOfBridge(bridge: PciFunction, secondary: Bus): number {
 }
 
 /** The function in whose name `fn` does DMA: itself, unless something stands in for it. */
-export function realDmaDevice(fn: PciFunction): PciFunction {
+export function realDmaDevice(fn: TopologyFunction): TopologyFunction {
   return fn.quirks.realDmaDevice ?? fn;
 }
 
 /** Whether two functions of one bus cannot be told apart: either names the other, or one does DMA in the other's name. */
-export function areDmaAliases(a: PciFunction, b: PciFunction): boolean {
+export function areDmaAliases(a: TopologyFunction, b: TopologyFunction): boolean {
   return (
     a.dmaAliases.has(b.devfn) ||
     b.dmaAliases.has(a.devfn) ||

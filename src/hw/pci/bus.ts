@@ -3,6 +3,7 @@
  */
 import * as reg from '../../uapi/pci-regs.ts';
 import type { PciFunction } from './function.ts';
+import { firstFrom } from './topology.ts';
 import type { PciTree } from './tree.ts';
 
 export class Bus {
@@ -18,6 +19,8 @@ export class Bus {
   readonly parent: Bus | undefined;
   /** In the order of devfn. */
   readonly functions: PciFunction[] = [];
+  /** Buses behind the bridges of this bus, in the order of the bridges; kept by the tree. */
+  readonly below: Bus[] = [];
   /** Virtual buses of SR-IOV under this one. */
   readonly virtual: Bus[] = [];
 
@@ -46,13 +49,13 @@ export class Bus {
   }
 
   at(devfn: number): PciFunction | undefined {
-    return this.functions.find((fn) => fn.devfn === devfn);
+    const fn = this.functions[firstFrom(this.functions, devfn)];
+    return fn?.devfn === devfn ? fn : undefined;
   }
 
   /** Buses behind the bridges of this bus, then its virtual ones. */
-  children(): Bus[] {
-    const behind = this.functions.flatMap((fn) => (fn.secondary === undefined ? [] : [fn.secondary]));
-    return [...behind, ...this.virtual];
+  children(): readonly Bus[] {
+    return this.virtual.length === 0 ? this.below : [...this.below, ...this.virtual];
   }
 
   /** All functions of this bus and below, every bridge before what is behind it. */

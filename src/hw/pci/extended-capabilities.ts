@@ -3,6 +3,7 @@
  * SR-IOV has its own file.
  */
 import * as reg from '../../uapi/pci-regs.ts';
+import { acsControlOffset } from './acs-quirks.ts';
 import type { CapabilitySpec } from './function-spec.ts';
 
 export interface AcsOptions {
@@ -21,7 +22,7 @@ export function acs(options: AcsOptions): CapabilitySpec {
     install: (fn, config, offset) => {
       const { capability } = options;
       config.define(offset + reg.PCI_ACS_CAP, 2, capability);
-      config.define(offset + reg.PCI_ACS_CTRL, 2, 0, capability & 0x7f);
+      config.define(offset + acsControlOffset(fn), 2, 0, capability & 0x7f);
       fn.acsControl = options.control;
     },
   };

@@ -8,6 +8,7 @@
 
 import { Errno } from '../../lib/errno.ts';
 import * as reg from '../../uapi/pci-regs.ts';
+import { acsControlOffset } from './acs-quirks.ts';
 import type { Bus } from './bus.ts';
 import type { PciFunction } from './function.ts';
 import { assignResources } from './resources.ts';
@@ -34,7 +35,7 @@ function enableAcs(fn: PciFunction): void {
   if (acs === 0) return;
   const isolating = reg.PCI_ACS_SV | reg.PCI_ACS_RR | reg.PCI_ACS_CR | reg.PCI_ACS_UF;
   const control = fn.acsControl ?? fn.config.get(acs + reg.PCI_ACS_CAP, 2) & isolating;
-  fn.config.write(acs + reg.PCI_ACS_CTRL, 2, control);
+  fn.config.write(acs + acsControlOffset(fn), 2, control);
 }
 
 function interruptLine(fn: PciFunction): number {

@@ -4,6 +4,7 @@
 import type { BarSpec } from './bar.ts';
 import type { ConfigSpace } from './config-space.ts';
 import type { PciFunction } from './function.ts';
+import type { IsolationMarks } from './topology.ts';
 
 /** How a function came to be reset. */
 export type ResetKind = 'flr' | 'af_flr' | 'pm' | 'bus';
@@ -61,16 +62,7 @@ export interface FunctionSpec {
   restore?(state: DeviceState): void;
 }
 
-/** Marks of functions that do not behave as their registers say; the kernel's quirk tables as data. */
-export interface Quirks {
-  /** Verdict of the ACS test whatever the registers say: documented isolation without ACS, or none in spite of it. */
-  acsOverride?: boolean;
-  /** Bridge with the translation unit at its level: aliases above it do not matter. */
-  bridgeTranslationRoot?: boolean;
-  /** PCIe-to-PCI bridge that passes requester IDs through. */
-  bridgeNoAlias?: boolean;
-  /** Conventional bridge in front of a PCIe-to-PCI function: takes the secondary bus's ID, not its own. */
-  pcieBridgeAlias?: boolean;
-  /** The function in whose name this one does DMA. */
+/** Marks of a function of a machine; what they mean is at `IsolationMarks`. */
+export interface Quirks extends IsolationMarks {
   realDmaDevice?: PciFunction;
 }

@@ -8,6 +8,7 @@
 import { Errno } from '../../lib/errno.ts';
 import * as reg from '../../uapi/pci-regs.ts';
 import type { PhysicalMemory } from '../memory/physical-memory.ts';
+import { readAcs } from './acs-quirks.ts';
 import { FunctionBar } from './bar.ts';
 import type { Bus } from './bus.ts';
 import { ConfigSpace } from './config-space.ts';
@@ -20,6 +21,7 @@ import type { MsiCapability } from './msi.ts';
 import type { MsixCapability } from './msix.ts';
 import { restoreState, saveState } from './saved-state.ts';
 import type { SriovCapability } from './sriov.ts';
+import { type AcsState, slotOf } from './topology.ts';
 
 /** Who takes a function's interrupts. */
 export interface InterruptSink {
@@ -159,7 +161,11 @@ export class PciFunction {
 
   get multifunction(): boolean {
     if (this.isVirtfn) return false;
-    return this.place.multifunction ?? this.bus.functions.some((f) => f !== this && isSibling(f, this));
+    return this.place.multifunction ?? slotOf(this).some((f) => f !== this && !f.isVirtfn);
+  }
+
+  get acs(): AcsState | undefined {
+    return readAcs(this, this.config);
   }
 
   get sink(): InterruptSink | undefined {
@@ -338,8 +344,4 @@ export class PciFunction {
       },
     });
   }
-}
-
-function isSibling(a: PciFunction, b: PciFunction): boolean {
-  return a.devfn >> 3 === b.devfn >> 3 && !a.isVirtfn && !b.isVirtfn;
 }

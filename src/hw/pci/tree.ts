@@ -11,6 +11,7 @@ import { noUpstream, type Upstream } from './dma.ts';
 import { enumerate } from './firmware.ts';
 import { PciFunction, type Place } from './function.ts';
 import type { FunctionSpec } from './function-spec.ts';
+import { firstFrom } from './topology.ts';
 
 export { Bus } from './bus.ts';
 
@@ -120,7 +121,14 @@ export class PciTree {
   }
 
   findBus(segment: number, number: number): Bus | undefined {
-    return this.busses().find((bus) => bus.segment === segment && bus.number === number);
+    const find = (buses: readonly Bus[]): Bus | undefined => {
+      for (const bus of buses) {
+        const found = bus.segment === segment && bus.number === number ? bus : find(bus.children());
+        if (found !== undefined) return found;
+      }
+      return undefined;
+    };
+    return find(this.roots);
   }
 
   /** The physical page of a byte of a BAR's shared memory, -1 when no BAR that decodes now has it. */
@@ -153,18 +161,23 @@ export class PciTree {
     const bus = new Bus(this, fn.segment, number, fn.bus, fn);
     bus.subordinate = Math.max(number, place.subordinate ?? number);
     fn.secondary = bus;
+    const { below } = fn.bus;
+    const after = below.findIndex((one) => one.self!.devfn > fn.devfn);
+    below.splice(after < 0 ? below.length : after, 0, bus);
   }
 
   #take(fn: PciFunction): void {
     fn.detach();
     fn.bus.functions.splice(fn.bus.functions.indexOf(fn), 1);
+    if (fn.secondary !== undefined) fn.bus.below.splice(fn.bus.below.indexOf(fn.secondary), 1);
     this.#markMultifunction(fn.bus, fn.devfn);
   }
 
   /** The multifunction bit of every function of a slot follows from who stands there. */
   #markMultifunction(bus: Bus, devfn: number): void {
-    for (const fn of bus.functions) {
-      if (fn.devfn >> 3 !== devfn >> 3) continue;
+    for (let at = firstFrom(bus.functions, devfn & ~7); at < bus.functions.length; at++) {
+      const fn = bus.functions[at]!;
+      if (fn.devfn >> 3 !== devfn >> 3) break;
       const type = fn.config.get(reg.PCI_HEADER_TYPE, 1) & reg.PCI_HEADER_TYPE_MASK;
       fn.config.set(reg.PCI_HEADER_TYPE, 1, fn.multifunction ? type | reg.PCI_HEADER_TYPE_MFD : type);
     }

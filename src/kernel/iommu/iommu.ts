@@ -4,6 +4,7 @@
 import type { Fault } from '../../hw/iommu/faults.ts';
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
+import type { TopologyFunction } from '../../hw/pci/topology.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Domain, type DomainKind, identityDomain } from './domain.ts';
 import { IommuGroup } from './group.ts';
@@ -32,8 +33,10 @@ export class IommuCore {
   readonly faults: Fault[] = [];
   readonly #options: IommuOptions;
   readonly #groups = new Map<number, IommuGroup>();
-  readonly #groupOf = new Map<PciFunction, IommuGroup>();
+  readonly #groupOf = new Map<TopologyFunction, IommuGroup>();
   readonly #pinned = new Set<number>();
+  /** No id below is free. */
+  #lowest = 0;
 
   constructor(options: IommuOptions = {}) {
     this.#options = options;
@@ -55,7 +58,7 @@ export class IommuCore {
     if (unit === undefined) return undefined;
     this.#serve(unit);
     const found = groupOf(f, (other) => this.#sameUnit(other, unit), this.#options.groupMultifunction ?? false);
-    const group = found?.group ?? this.#found(unit, this.#kindFor([f], unit), id);
+    const group = found?.group ?? this.#found(unit, this.#kindFor(f, unit), id);
     const reserved = reservedOf(f, this.#options.firmwareRegionsOf?.(f) ?? []);
     try {
       if (found !== undefined) this.#reconsider(group, f, unit);
@@ -119,7 +122,7 @@ export class IommuCore {
     return this.#options.unitOf === undefined ? this.units[0] : this.#options.unitOf(f);
   }
 
-  #sameUnit(f: PciFunction, unit: IommuUnit): IommuGroup | undefined {
+  #sameUnit(f: TopologyFunction, unit: IommuUnit): IommuGroup | undefined {
     const group = this.#groupOf.get(f);
     return group?.unit === unit ? group : undefined;
   }
@@ -132,6 +135,7 @@ export class IommuCore {
 
   #drop(group: IommuGroup): void {
     this.#groups.delete(group.id);
+    this.#lowest = Math.min(this.#lowest, group.id);
     group.destroy();
   }
 
@@ -140,14 +144,13 @@ export class IommuCore {
       if (this.#groups.has(wanted)) throw new Errno('EEXIST', `there is a group ${wanted} already`);
       return wanted;
     }
-    let id = 0;
-    while (this.#groups.has(id) || this.#pinned.has(id)) id++;
-    return id;
+    while (this.#groups.has(this.#lowest) || this.#pinned.has(this.#lowest)) this.#lowest++;
+    return this.#lowest;
   }
 
   /** Devices that are not trusted get a domain of their own; so do all when the unit cannot pass requests through. */
-  #kindFor(functions: readonly PciFunction[], unit: IommuUnit): 'dma' | 'identity' {
-    if (functions.some((f) => f.untrusted) || !unit.capabilities.hasPassThrough) return 'dma';
+  #kindFor(f: PciFunction, unit: IommuUnit): 'dma' | 'identity' {
+    if (f.untrusted || !unit.capabilities.hasPassThrough) return 'dma';
     return this.#options.defaultKind ?? 'dma';
   }
 
@@ -157,8 +160,9 @@ export class IommuCore {
 
   /** A member that joins may need another default domain than the group has. */
   #reconsider(group: IommuGroup, f: PciFunction, unit: IommuUnit): void {
-    const kind = this.#kindFor([...group.members, f], unit);
-    if (group.defaultDomain.kind === kind || group.ownerCount > 0) return;
+    // What the present members need is what the group has.
+    const kind = this.#kindFor(f, unit);
+    if (!f.untrusted || group.defaultDomain.kind === kind || group.ownerCount > 0) return;
     group.changeDefaultDomain(this.#defaultDomain(unit, kind));
   }
 
