@@ -1,5 +1,6 @@
 /** A live file of the sysfs tree, opened: reads what it says now, writes act at once. */
 
+import { Blocked } from '../kernel/core/blocked.ts';
 import { File } from '../kernel/core/file.ts';
 import type { Task } from '../kernel/core/task.ts';
 import { Errno } from '../lib/errno.ts';
@@ -9,7 +10,7 @@ export class AttributeFile extends File {
   readonly kind = 'attribute';
   readonly path: string;
   readonly #attribute: Attribute;
-  /** After each successful write: what the tree shows may have changed. */
+  /** After each write, and after the end of one that blocked: what the tree shows may have changed. */
   readonly #written: () => void;
 
   constructor(path: string, attribute: Attribute, written: () => void) {
@@ -36,8 +37,13 @@ export class AttributeFile extends File {
 
   override write(_task: Task, from: Uint8Array, position: number): number {
     if (this.#attribute.store === undefined) throw new Errno('EIO', `${this.path} cannot be written`);
-    const count = this.#attribute.store(from, position);
-    this.#written();
-    return count;
+    try {
+      return this.#attribute.store(from, position);
+    } catch (error) {
+      if (error instanceof Blocked) error.onEnd(() => this.#written());
+      throw error;
+    } finally {
+      this.#written();
+    }
   }
 }

@@ -4,8 +4,11 @@
 
 import type { SharedMemory } from '../hw/memory/backing.ts';
 import type { PciFunction } from '../hw/pci/function.ts';
+import type { PciTree } from '../hw/pci/tree.ts';
+import { Blocked } from '../kernel/core/blocked.ts';
 import { allHostDrivers } from '../kernel/drivers/host-drivers.ts';
 import { PciBus } from '../kernel/drivers/pci-bus.ts';
+import { again, PciCore } from '../kernel/drivers/pci-core.ts';
 import { VfioPciDriver } from '../kernel/drivers/vfio-pci/vfio-pci.ts';
 import type { IommuCore } from '../kernel/iommu/iommu.ts';
 import { DeviceSets } from '../kernel/vfio/pci/device-set.ts';
@@ -14,6 +17,7 @@ import { Errno } from '../lib/errno.ts';
 import { type FunctionConfig, fullAddress, HostFileError } from './host-file.ts';
 import type { Platform } from './platform.ts';
 import { seededBytes } from './random.ts';
+import { unsigned } from './sysfs/numbers.ts';
 import type { DriverControl } from './sysfs/pci.ts';
 import { type SysfsTree, text } from './sysfs/tree.ts';
 
@@ -21,27 +25,77 @@ const decoder = new TextDecoder();
 
 export class Drivers implements DriverControl {
   readonly bus: PciBus;
+  readonly core: PciCore;
+  /** vfio-pci's parameter: whether it makes virtual functions. */
+  enableSriov: boolean;
   readonly #sets = new DeviceSets();
 
-  constructor(parts: { iommu: IommuCore; vfio: VfioCore; platform: Platform }) {
+  constructor(parts: {
+    tree: PciTree;
+    iommu: IommuCore;
+    vfio: VfioCore;
+    platform: Platform;
+    enableSriov: boolean;
+  }) {
     const groupOf = (fn: PciFunction) => parts.iommu.groupOf(fn);
     this.bus = new PciBus(groupOf);
     this.bus.autoprobe = false;
+    this.core = new PciCore(parts.tree, this.bus, parts.iommu, (text) => parts.platform.log(text));
+    this.enableSriov = parts.enableSriov;
     const { clock, allocateShared, seed } = parts.platform;
     const random = seed === undefined ? undefined : seededBytes(seed);
-    const vfioPci = new VfioPciDriver(parts.vfio, {
-      clock,
-      allocateShared,
-      groupOf,
-      sets: this.#sets,
-      ...(random !== undefined && { makeToken: () => random(16) }),
-    });
-    for (const driver of [...allHostDrivers(), vfioPci]) this.bus.register(driver);
+    const removeVirtualFunctions = (fn: PciFunction, done: () => void) => this.core.removeVirtualFunctions(fn, done);
+    const vfioPci = new VfioPciDriver(
+      parts.vfio,
+      {
+        clock,
+        allocateShared,
+        groupOf,
+        sets: this.#sets,
+        ...(random !== undefined && { makeToken: () => random(16) }),
+      },
+      { enableSriov: () => this.enableSriov, removeVirtualFunctions },
+    );
+    for (const driver of [...allHostDrivers(removeVirtualFunctions), vfioPci]) this.bus.register(driver);
     vfioPci.captureVirtualFunctions(this.bus);
   }
 
   driverOf(fn: PciFunction): string | undefined {
-    return this.bus.driverOf(fn);
+    return this.bus.isLeaving(fn) ? undefined : this.bus.driverOf(fn);
+  }
+
+  get withoutAutoprobe(): WeakSet<PciFunction> {
+    return this.bus.withoutAutoprobe;
+  }
+
+  setNumVfs(fn: PciFunction, count: number, result: number): void {
+    this.core.setNumVfs(fn, count, result);
+  }
+
+  remove(fn: PciFunction, result: number): void {
+    waitFor(result, `a program holds ${fn.name}, or something behind it`, (done) => this.core.remove(fn, done));
+  }
+
+  rescan(fn: PciFunction): void {
+    this.core.rescan(fn.bus);
+  }
+
+  /** `unbind`. ENODEV. Blocked, with `result`: a program holds the function. */
+  unbind(driver: string, functionName: string, result: number): void {
+    waitFor(result, `a program holds ${functionName.trim()}`, (done) => {
+      if (this.bus.unbind(driver, functionName, done) === 'done') done();
+    });
+  }
+
+  /** `bind`. Errors as of `PciBus.bind`. Blocked, with `result`: the function's driver is still letting go of it. */
+  bind(driver: string, functionName: string, result: number): void {
+    const fn = this.bus.find(functionName);
+    if (fn !== undefined && this.bus.isLeaving(fn)) {
+      const blocked = new Blocked(result, `${fn.name} is still held through ${this.bus.driverOf(fn)}`);
+      this.bus.release(fn, () => again(blocked, () => this.bus.bind(driver, functionName)));
+      throw blocked;
+    }
+    this.bus.bind(driver, functionName);
   }
 
   overrideOf(fn: PciFunction): string | undefined {
@@ -64,7 +118,7 @@ export class Drivers implements DriverControl {
   /** Calls `listener` when a function got or lost a driver. */
   onChange(listener: (fn: PciFunction) => void): void {
     this.bus.watch((event, fn) => {
-      if (event === 'bound' || event === 'unbound') listener(fn);
+      if (event === 'bound' || event === 'leaving' || event === 'unbound') listener(fn);
     });
   }
 
@@ -101,24 +155,29 @@ export class Drivers implements DriverControl {
   /** The files of the bus and of each driver. */
   publish(tree: SysfsTree): void {
     const bus = '/sys/bus/pci';
-    const command = (path: string, act: (argument: string) => void): void =>
+    const command = (path: string, act: (argument: string, result: number) => void): void =>
       tree.attribute(path, {
         mode: 0o200,
         store: (bytes) => {
-          act(decoder.decode(bytes).replace(/\n$/, ''));
+          act(decoder.decode(bytes).replace(/\n$/, ''), bytes.length);
           return bytes.length;
         },
       });
     for (const name of this.bus.drivers()) {
       const folder = `${bus}/drivers/${name}`;
-      command(`${folder}/bind`, (fn) => this.bus.bind(name, fn));
-      command(`${folder}/unbind`, (fn) => {
-        this.bus.unbind(name, fn);
-      });
+      command(`${folder}/bind`, (fn, result) => this.bind(name, fn, result));
+      command(`${folder}/unbind`, (fn, result) => this.unbind(name, fn, result));
       command(`${folder}/new_id`, (ids) => this.bus.newId(name, ids));
       command(`${folder}/remove_id`, (ids) => this.bus.removeId(name, ids));
     }
     command(`${bus}/drivers_probe`, (fn) => this.bus.probe(fn));
+    tree.attribute(`${bus}/rescan`, {
+      mode: 0o200,
+      store: (bytes) => {
+        if (unsigned(bytes, 'rescan', 2 ** 32) !== 0) this.core.rescan();
+        return bytes.length;
+      },
+    });
     tree.attribute(`${bus}/drivers_autoprobe`, {
       mode: 0o644,
       show: () => text(this.bus.autoprobe ? '1\n' : '0\n'),
@@ -129,4 +188,17 @@ export class Drivers implements DriverControl {
     });
     tree.directory(`${bus}/slots`);
   }
+}
+
+/** Starts something that may end later; then the caller has to wait: Blocked, with `result`. */
+function waitFor(result: number, why: string, start: (done: () => void) => void): void {
+  const blocked = new Blocked(result, why);
+  let isDone = false;
+  let isLate = false;
+  start(() => {
+    isDone = true;
+    if (isLate) blocked.end();
+  });
+  isLate = true;
+  if (!isDone) throw blocked;
 }

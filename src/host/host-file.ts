@@ -52,6 +52,7 @@ export interface HostConfig {
         dmaEntryLimit?: number | undefined;
         disableHugePages?: boolean | undefined;
         groupMultifunction?: boolean | undefined;
+        enableSriov?: boolean | undefined;
       }
     | undefined;
 }
@@ -59,7 +60,7 @@ export interface HostConfig {
 /** A host file that cannot be used. The message is one line for a person: where, what was found, what was expected. */
 export class HostFileError extends Error {}
 
-const PRESETS = ['default', 'kernel-golden'];
+const PRESETS = ['default', 'kernel-golden', 'sriov'];
 
 /** Names that `--host` takes beside files. */
 export function presetNames(): string[] {
@@ -129,6 +130,7 @@ export function hostSchema(z: typeof zod) {
         dmaEntryLimit: z.int().min(1).max(0xffffffff).optional(),
         disableHugePages: z.boolean().optional(),
         groupMultifunction: z.boolean().optional(),
+        enableSriov: z.boolean().optional().describe('vfio-pci makes virtual functions (its parameter enable_sriov)'),
       })
       .optional(),
   });

@@ -2,6 +2,7 @@
 export type { Backing, SharedMemory } from '../hw/memory/backing.ts';
 export { type Clock, ManualClock } from '../hw/pci/clock.ts';
 export type { CharacterBackend, DeviceModel } from '../hw/pci/device-model.ts';
+export { Blocked } from '../kernel/core/blocked.ts';
 export { File, type FileMapping, ForeignFile, type IoctlResult, type NewDescriptor } from '../kernel/core/file.ts';
 export type { Capability, EventContext, MemoryFile, Task } from '../kernel/core/task.ts';
 export type { UserMemory, Vma } from '../kernel/core/user-memory.ts';

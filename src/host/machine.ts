@@ -21,13 +21,14 @@ import { AttributeFile } from './attribute-file.ts';
 import { Counters, type Invariants } from './counters.ts';
 import { DemandUpstream } from './demand-upstream.ts';
 import { Drivers } from './drivers.ts';
-import { type HostConfig, HostFileError } from './host-file.ts';
+import { type FunctionConfig, fullAddress, type HostConfig, HostFileError } from './host-file.ts';
 import { DeviceNodes, type NodeStat } from './nodes.ts';
-import { placeFunctions } from './place-functions.ts';
+import { parseAddress, placeFunction, placeFunctions } from './place-functions.ts';
 import type { Platform } from './platform.ts';
 import { type DescriptorSource, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
+import { functionPath } from './sysfs/function-path.ts';
 import { IommuSysfs } from './sysfs/iommu.ts';
-import { functionPath, PciSysfs } from './sysfs/pci.ts';
+import { PciSysfs } from './sysfs/pci.ts';
 import { SysfsTree } from './sysfs/tree.ts';
 import { VfioSysfs } from './sysfs/vfio.ts';
 import { VfioNodes } from './vfio-nodes.ts';
@@ -48,6 +49,7 @@ export class Machine {
   readonly drivers: Drivers;
   readonly counters: Counters;
   readonly #nodes: DeviceNodes<Opener>;
+  readonly #platform: Platform;
 
   /** HostFileError: the description cannot be built. */
   constructor(config: HostConfig, platform: Platform) {
@@ -82,7 +84,14 @@ export class Machine {
       physical: this.physical,
       allowUnsafeInterrupts: config.options?.allowUnsafeInterrupts ?? false,
     });
-    this.drivers = new Drivers({ iommu: this.iommu, vfio: this.vfio, platform });
+    this.#platform = platform;
+    this.drivers = new Drivers({
+      tree: this.pci,
+      iommu: this.iommu,
+      vfio: this.vfio,
+      platform,
+      enableSriov: config.options?.enableSriov ?? false,
+    });
 
     this.counters.watchVfio(this.vfio);
     this.#nodes = new DeviceNodes(this.tree);
@@ -98,6 +107,12 @@ export class Machine {
       },
       this.vfio.options.allowUnsafeInterrupts,
       this.vfio.options.disableHugePages,
+      {
+        get: () => this.drivers.enableSriov,
+        set: (value) => {
+          this.drivers.enableSriov = value;
+        },
+      },
     );
     const vfioNodes = new VfioNodes(this.vfio, this.#nodes, vfioSysfs, this.counters, (caller) => {
       const file = this.iommufd.open(caller);
@@ -108,12 +123,17 @@ export class Machine {
     units.all.forEach((unit, i) => {
       iommuSysfs.addUnit(unit, i);
     });
-    for (const [fn, { group: id }] of placed) {
-      const group = this.iommu.probe(fn, id);
-      this.drivers.bus.add(fn);
-      pciSysfs.add(fn);
-      if (group !== undefined) iommuSysfs.addMember(group, fn);
-    }
+    this.drivers.bus.watch((event, fn) => {
+      const group = this.iommu.groupOf(fn);
+      if (event === 'added') {
+        pciSysfs.add(fn);
+        if (group !== undefined) iommuSysfs.addMember(group, fn);
+      } else if (event === 'removed') {
+        if (group !== undefined) iommuSysfs.removeMember(group, fn);
+        pciSysfs.remove(fn);
+      }
+    });
+    for (const [fn, { group }] of placed) this.drivers.core.add(fn, { group });
     this.drivers.onChange((fn) => {
       pciSysfs.driverChanged(fn);
       const group = this.iommu.groupOf(fn);
@@ -123,6 +143,45 @@ export class Machine {
     this.drivers.publish(this.tree);
     this.counters.publish(this.tree);
     this.drivers.bindAtStart(placed, config.bindOrder ?? []);
+    this.drivers.core.watch();
+  }
+
+  // ---- while it runs ----
+
+  /**
+   * Puts a function into a slot of the running machine, as an entry of a host file describes it. HostFileError: it cannot be made, its
+   * bus does not exist, the slot is taken, or a program still holds what was there before.
+   */
+  plug(config: FunctionConfig): PciFunction {
+    const { segment, bus: number } = parseAddress(config.at);
+    const bus = this.pci.findBus(segment, number);
+    if (bus === undefined) throw new HostFileError(`the machine has no bus ${fullAddress(config.at).slice(0, 7)}`);
+    const { core, bus: drivers } = this.drivers;
+    const { driver, group } = config;
+    if (driver !== undefined && driver !== null && !drivers.drivers().includes(driver)) {
+      throw new HostFileError(`there is no driver '${driver}'; there are ${drivers.drivers().join(', ')}`);
+    }
+    try {
+      core.checkFree(fullAddress(config.at));
+      return core.expect({ group, override: driver ?? undefined }, () =>
+        placeFunction(config, 'the new function', bus, this.#platform),
+      );
+    } catch (error) {
+      if (error instanceof Errno) throw new HostFileError(error.why);
+      throw error;
+    }
+  }
+
+  /**
+   * Takes a function and what is behind it out of the running machine. `ask`: the kernel lets go first, which may have to wait for
+   * programs; `done` is then called later. `pull`: the card is gone at once, and programs that hold it find that out.
+   */
+  unplug(fn: PciFunction, how: 'ask' | 'pull', done: () => void = () => {}): void {
+    if (how === 'ask') this.drivers.core.unplug(fn, done);
+    else {
+      this.pci.remove(fn);
+      done();
+    }
   }
 
   /** Absolute sysfs paths that the tree replaces, longest first. */

@@ -64,14 +64,8 @@ export function placeFunctions(host: HostConfig, tree: PciTree, platform: Platfo
   const placed = new Map<PciFunction, FunctionConfig>();
   host.functions.forEach((config, i) => {
     const where = `functions[${i}]`;
-    const model = modelOf(config, platform.models, where);
-    const address = parseAddress(config.at);
-    const bus = findBus(tree, address, config, where);
-    try {
-      placed.set(tree.add(model.create(platform, config.options ?? {}), placeOf(config, bus, address.devfn)), config);
-    } catch (error) {
-      throw new HostFileError(`at ${where} (${config.at}, ${config.model}): ${reasonOf(error)}`);
-    }
+    const bus = findBus(tree, parseAddress(config.at), config, where);
+    placed.set(placeFunction(config, where, bus, platform), config);
   });
   try {
     tree.enumerate();
@@ -79,6 +73,17 @@ export function placeFunctions(host: HostConfig, tree: PciTree, platform: Platfo
     throw new HostFileError(`the machine cannot be laid out: ${reasonOf(error)}`);
   }
   return placed;
+}
+
+/** Places one function on a bus. HostFileError. */
+export function placeFunction(config: FunctionConfig, where: string, bus: Bus, platform: Platform): PciFunction {
+  const model = modelOf(config, platform.models, where);
+  try {
+    const spec = model.create(platform, config.options ?? {});
+    return bus.tree.add(spec, placeOf(config, bus, parseAddress(config.at).devfn));
+  } catch (error) {
+    throw new HostFileError(`at ${where} (${config.at}, ${config.model}): ${reasonOf(error)}`);
+  }
 }
 
 function reasonOf(error: unknown): string {

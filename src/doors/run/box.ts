@@ -3,7 +3,7 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { explainDma, type HostConfig, type Invariants, Machine } from '../../host/index.ts';
+import { Blocked, explainDma, type HostConfig, type Invariants, Machine } from '../../host/index.ts';
 import { closeDescriptor, createEventfd, NativeShared, raiseDescriptorLimit, readEventfd } from '../../sys/index.ts';
 import { CallDoor } from './call-door.ts';
 import { openCharacter } from './character.ts';
@@ -75,6 +75,8 @@ export class Box {
         try {
           handle.file.position += handle.file.write(handle.opener, bytes, handle.file.position);
         } catch (error) {
+          // Nobody waits for the end of such a write.
+          if (error instanceof Blocked) return;
           say(`vfiobox: a write to ${handle.file.path} failed, and the program was not told: ${error}\n`);
         }
       },

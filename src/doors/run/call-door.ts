@@ -3,11 +3,12 @@
  *
  * One request is in the buffer at a time and one answer is composed at a time; both buffers serve all connections. A call runs to its
  * end without waiting. When it needs a descriptor of the program, the connection is asked for it and the request is kept until the
- * descriptor arrives; the call then runs again from its start.
+ * descriptor arrives; the call then runs again from its start. When it waits for something in the machine (`Blocked`), it has acted
+ * already: the request is kept too, and answered when that has happened.
  *
  * Errno is caught here and nowhere else in this door. Any other exception is a bug: it ends the connection, not the box.
  */
-import type { File, Machine, NodeStat } from '../../host/index.ts';
+import { Blocked, type File, type Machine, type NodeStat } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import { closeDescriptor, type NativeShared, Region, send, sendDescriptors } from '../../sys/index.ts';
 import { ioctlName } from './call-names.ts';
@@ -46,11 +47,13 @@ const CHUNK = 2 ** 20;
 const X_OK = 1;
 const TASK_END = 2 ** 47;
 
-export type Outcome = 'answered' | 'asked' | 'broken';
+export type Outcome = 'answered' | 'asked' | 'waiting' | 'broken';
 
 /** Where reports go; undefined members are not wanted. */
 export interface CallReports {
   call?: ((record: CallRecord) => void) | undefined;
+  /** A call that its caller has to wait for; `why` says what for. */
+  waits?: ((record: CallRecord) => void) | undefined;
   /** A bug, with the call that met it. */
   failed(error: unknown, program: Program, call: string): void;
 }
@@ -80,6 +83,8 @@ export class CallDoor {
   #descriptor = -1;
   #isDescriptorOurs = false;
   #why: string | undefined;
+  /** After `serve` said `waiting`: what the call waits for. */
+  blocked: Blocked | undefined;
 
   constructor(machine: Machine, handles: Handles, descriptors: FetchedDescriptors, reports: CallReports) {
     this.#machine = machine;
@@ -115,6 +120,7 @@ export class CallDoor {
         program.memory.closeWindow();
         return this.#ask(fd, error.number);
       }
+      if (error instanceof Blocked) return this.#wait(program, error);
       if (!(error instanceof Errno)) {
         this.#dropDescriptor();
         program.memory.closeWindow();
@@ -131,6 +137,29 @@ export class CallDoor {
     const isPassed = result === PASS && (op === OP_OPEN || op === OP_STAT || op === OP_ACCESS);
     if (this.#reports.call !== undefined && !isPassed) this.#reports.call(this.#describe(program, result));
     return this.#answer(fd, result);
+  }
+
+  /** What a `waiting` call waited for has happened; its request is in the buffer again. Answers it on `fd`. */
+  finish(fd: number, program: Program, blocked: Blocked, error: Errno | undefined): Outcome {
+    this.#fdoff = NO_DESCRIPTOR;
+    this.#flags = 0;
+    this.#length = 0;
+    this.#descriptor = -1;
+    this.#why = error?.why;
+    const result = error === undefined ? blocked.result : -error.errno;
+    this.#reports.call?.(this.#describe(program, result));
+    return this.#answer(fd, result);
+  }
+
+  #wait(program: Program, blocked: Blocked): Outcome {
+    this.#dropDescriptor();
+    program.memory.closeWindow();
+    this.blocked = blocked;
+    if (this.#reports.waits !== undefined) {
+      this.#why = blocked.why;
+      this.#reports.waits(this.#describe(program, blocked.result));
+    }
+    return 'waiting';
   }
 
   #dispatch(program: Program, payload: number): number {

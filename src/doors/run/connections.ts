@@ -4,6 +4,8 @@
  * Exactly one message is taken for each event, so that calls are served in the order in which things happened in the program: the end of
  * file of a closed descriptor comes before the call that was made after the close. What was sent ahead is reported again.
  */
+import type { Blocked } from '../../host/index.ts';
+import type { Errno } from '../../lib/errno.ts';
 import {
   accept,
   closeDescriptor,
@@ -101,6 +103,11 @@ interface Parked {
   rounds: number;
 }
 
+/** A call that waits for something in the machine. */
+interface Waiting {
+  readonly request: Uint8Array;
+}
+
 class CallConnection implements PollSource {
   readonly #fd: number;
   readonly #loop: EventLoop;
@@ -109,6 +116,7 @@ class CallConnection implements PollSource {
   #slot = -1;
   #program: Program | undefined;
   #parked: Parked | undefined;
+  #waiting: Waiting | undefined;
   #isClosed = false;
 
   constructor(fd: number, loop: EventLoop, door: CallDoor, owner: ConnectionOwner) {
@@ -131,6 +139,7 @@ class CallConnection implements PollSource {
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
+    this.#waiting = undefined;
     if (this.#slot >= 0) this.#loop.remove(this.#fd, this.#slot);
     closeDescriptor(this.#fd);
     if (this.#parked !== undefined) this.#unpark(this.#parked);
@@ -142,6 +151,7 @@ class CallConnection implements PollSource {
   #takeOne(): boolean {
     if (this.#isClosed) return false;
     if (this.#parked !== undefined) return this.#takeDescriptors(this.#parked);
+    if (this.#waiting !== undefined) return this.#takeEnd();
     const request = this.#door.request;
     const n = receive(this.#fd, request.address, LONGEST_REQUEST);
     if (n === -EAGAIN) return false;
@@ -153,6 +163,7 @@ class CallConnection implements PollSource {
     if (program === undefined) return this.#hello();
     const outcome = this.#door.serve(this.#fd, program, n, none);
     if (outcome === 'asked') this.#park(n);
+    else if (outcome === 'waiting') this.#wait(n);
     else if (outcome === 'broken') this.close();
     return !this.#isClosed;
   }
@@ -200,8 +211,35 @@ class CallConnection implements PollSource {
     }
     this.#parked = undefined;
     this.#unpark(parked);
-    if (outcome === 'broken') this.close();
+    if (outcome === 'waiting') this.#wait(parked.request.length);
+    else if (outcome === 'broken') this.close();
     return !this.#isClosed;
+  }
+
+  /** The call of `length` bytes in the buffer is answered when what it waits for has happened. */
+  #wait(length: number): void {
+    const blocked = this.#door.blocked!;
+    const waiting = { request: this.#door.request.bytes.slice(0, length) };
+    this.#waiting = waiting;
+    blocked.onEnd((error) => {
+      // Not at once: another call may be under way, and the buffers are its own.
+      this.#loop.after(0, () => {
+        if (this.#waiting === waiting) this.#finish(waiting, blocked, error);
+      });
+    });
+  }
+
+  #finish(waiting: Waiting, blocked: Blocked, error: Errno | undefined): void {
+    this.#waiting = undefined;
+    this.#door.request.bytes.set(waiting.request);
+    if (this.#door.finish(this.#fd, this.#program!, blocked, error) === 'broken') this.close();
+  }
+
+  /** A caller that waits says nothing: what comes is its end, or against the protocol. */
+  #takeEnd(): boolean {
+    const n = receive(this.#fd, this.#door.request.address, LONGEST_REQUEST);
+    if (n !== -EAGAIN) this.close();
+    return false;
   }
 
   #unpark(parked: Parked): void {

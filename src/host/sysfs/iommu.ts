@@ -5,7 +5,7 @@ import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import type { IommuGroup } from '../../kernel/iommu/group.ts';
 import { reservedRegionsText } from '../../kernel/iommu/reserved-regions.ts';
-import { functionPath } from './pci.ts';
+import { functionPath } from './function-path.ts';
 import { type SysfsTree, text } from './tree.ts';
 
 export function groupPath(group: IommuGroup): string {

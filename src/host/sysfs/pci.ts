@@ -6,6 +6,9 @@
 
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
+import { functionPath } from './function-path.ts';
+import { unsigned } from './numbers.ts';
+import { addSriovFiles, linkVirtualFunction, type SriovControl, unlinkVirtualFunction } from './sriov.ts';
 import { type SysfsTree, text } from './tree.ts';
 
 const IORESOURCE_IO = 0x100;
@@ -19,18 +22,15 @@ const hex4 = (value: number): string => `0x${value.toString(16).padStart(4, '0')
 const hex16 = (value: number | bigint): string => `0x${value.toString(16).padStart(16, '0')}`;
 
 /** What binding a driver by name may do; throws Errno. */
-export interface DriverControl {
+export interface DriverControl extends SriovControl {
+  /** The driver that has the function and does not let go of it at this moment. */
   driverOf(fn: PciFunction): string | undefined;
   overrideOf(fn: PciFunction): string | undefined;
   setOverride(fn: PciFunction, name: string | undefined): void;
-}
-
-/** `/sys/devices/pci0000:00/0000:00:08.0/0000:01:00.0`: the function's own folder. */
-export function functionPath(fn: PciFunction): string {
-  const bridge = fn.bus.self;
-  if (bridge !== undefined) return `${functionPath(bridge)}/${fn.name}`;
-  const segment = fn.name.slice(0, 4);
-  return `/sys/devices/pci${segment}:${fn.bus.number.toString(16).padStart(2, '0')}/${fn.name}`;
+  /** The kernel forgets the function. Blocked, with `result`: a program holds it. */
+  remove(fn: PciFunction, result: number): void;
+  /** Finds what stands in the slots of the function's bus, and below. */
+  rescan(fn: PciFunction): void;
 }
 
 function resourceLine(start: number, size: number, flags: number): string {
@@ -154,23 +154,59 @@ export class PciSysfs {
         return bytes.length;
       },
     });
-    if (fn.resetMethods.length > 0) {
-      fixed('reset_method', `${fn.resetMethods.join(' ')}\n`);
-      tree.attribute(`${folder}/reset`, {
-        mode: 0o200,
-        store: (bytes) => {
-          if (new TextDecoder().decode(bytes).trim() !== '1') throw new Errno('EINVAL', 'reset takes a 1');
-          fn.reset();
-          return bytes.length;
-        },
-      });
-    }
+    if (fn.supportedResetMethods.length > 0) this.#addReset(fn, folder);
+    this.#addLife(fn, folder);
+    addSriovFiles(tree, fn, this.#drivers);
     tree.link(`${folder}/subsystem`, '/sys/bus/pci');
     tree.link(`/sys/bus/pci/devices/${fn.name}`, folder);
+    linkVirtualFunction(tree, fn);
     this.driverChanged(fn);
   }
 
+  #addReset(fn: PciFunction, folder: string): void {
+    this.#tree.attribute(`${folder}/reset_method`, {
+      mode: 0o644,
+      show: () => text(`${fn.resetMethods.join(' ')}\n`),
+      store: (bytes) => {
+        chooseResetMethods(fn, new TextDecoder().decode(bytes).replace(/\n$/, ''));
+        return bytes.length;
+      },
+    });
+    this.#tree.attribute(`${folder}/reset`, {
+      mode: 0o200,
+      store: (bytes) => {
+        if (unsigned(bytes, 'reset', 2 ** 32) !== 1) throw new Errno('EINVAL', 'reset takes a 1');
+        fn.reset();
+        return bytes.length;
+      },
+    });
+  }
+
+  /** `remove` and `rescan`: a 0 does nothing. */
+  #addLife(fn: PciFunction, folder: string): void {
+    const tree = this.#tree;
+    tree.attribute(`${folder}/remove`, {
+      mode: 0o220,
+      store: (bytes) => {
+        if (unsigned(bytes, 'remove', 2 ** 32) === 0) return bytes.length;
+        // The file goes first, so that nobody can ask twice.
+        tree.remove(`${folder}/remove`);
+        this.#drivers.remove(fn, bytes.length);
+        return bytes.length;
+      },
+    });
+    tree.attribute(`${folder}/rescan`, {
+      mode: 0o200,
+      store: (bytes) => {
+        if (unsigned(bytes, 'rescan', 2 ** 32) !== 0) this.#drivers.rescan(fn);
+        return bytes.length;
+      },
+    });
+  }
+
   remove(fn: PciFunction): void {
+    this.driverChanged(fn);
+    unlinkVirtualFunction(this.#tree, fn);
     this.#tree.remove(`/sys/bus/pci/devices/${fn.name}`);
     this.#tree.remove(functionPath(fn));
   }
@@ -193,4 +229,21 @@ export class PciSysfs {
     tree.refresh(`${folder}/config`);
     tree.refresh(`${folder}/driver_override`);
   }
+}
+
+/** What is written to `reset_method`: names in the order to try, `default` for all, nothing for none. EINVAL: unknown or not possible. */
+function chooseResetMethods(fn: PciFunction, written: string): void {
+  const all = fn.supportedResetMethods;
+  if (written === 'default') {
+    fn.resetChoice = undefined;
+    return;
+  }
+  const chosen = written.split(' ').filter((name) => name.trim() !== '');
+  fn.resetChoice = chosen.map((name) => {
+    const method = all.find((one) => one === name.trim());
+    if (method === undefined) {
+      throw new Errno('EINVAL', `${fn.name} cannot be reset by '${name}'; it has ${all.join(', ')}`);
+    }
+    return method;
+  });
 }

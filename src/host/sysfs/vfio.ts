@@ -5,13 +5,14 @@
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import { CDEV_MAJOR, GROUP_MAJOR } from '../nodes.ts';
-import { functionPath } from './pci.ts';
+import { functionPath } from './function-path.ts';
+import { onOrOff } from './numbers.ts';
 import { type SysfsTree, text } from './tree.ts';
 
 /** A number that programs may change under /sys/module. */
-export interface Parameter {
-  get(): number;
-  set(value: number): void;
+export interface Parameter<T = number> {
+  get(): T;
+  set(value: T): void;
 }
 
 const Y_OR_N = (value: boolean): string => (value ? 'Y\n' : 'N\n');
@@ -19,7 +20,13 @@ const Y_OR_N = (value: boolean): string => (value ? 'Y\n' : 'N\n');
 export class VfioSysfs {
   readonly #tree: SysfsTree;
 
-  constructor(tree: SysfsTree, dmaEntryLimit: Parameter, allowUnsafeInterrupts: boolean, disableHugePages: boolean) {
+  constructor(
+    tree: SysfsTree,
+    dmaEntryLimit: Parameter,
+    allowUnsafeInterrupts: boolean,
+    disableHugePages: boolean,
+    enableSriov: Parameter<boolean>,
+  ) {
     this.#tree = tree;
     tree.directory('/sys/class/vfio');
     tree.directory('/sys/class/vfio-dev');
@@ -43,7 +50,14 @@ export class VfioSysfs {
     tree.file(`${module}/vfio/parameters/enable_unsafe_noiommu_mode`, 'N\n');
     tree.file(`${module}/vfio_pci/parameters/ids`, '\n');
     tree.file(`${module}/vfio_pci/parameters/disable_idle_d3`, 'N\n');
-    tree.file(`${module}/vfio_pci/parameters/enable_sriov`, 'N\n');
+    tree.attribute(`${module}/vfio_pci/parameters/enable_sriov`, {
+      mode: 0o644,
+      show: () => text(Y_OR_N(enableSriov.get())),
+      store: (bytes) => {
+        enableSriov.set(onOrOff(bytes, 'enable_sriov'));
+        return bytes.length;
+      },
+    });
     tree.directory(`${module}/vfio_pci/drivers`);
     tree.link(`${module}/vfio_pci/drivers/pci:vfio-pci`, '/sys/bus/pci/drivers/vfio-pci');
     tree.directory(`${module}/vfio_pci_core`);

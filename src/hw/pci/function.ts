@@ -92,6 +92,8 @@ export class PciFunction {
   sriov: SriovCapability | undefined;
   /** ACS control that the description wants instead of what the kernel switches on at boot. */
   acsControl: number | undefined;
+  /** The methods that software wants tried, in its order (`reset_method`). Undefined: all of them. */
+  resetChoice: readonly ResetKind[] | undefined;
   /** Firmware has been here. */
   isConfigured = false;
   #sink: InterruptSink | undefined;
@@ -203,8 +205,14 @@ export class PciFunction {
     return !this.config.gone;
   }
 
-  /** Ways to reset this function and no other, in the order in which the kernel tries them. */
+  /** Ways to reset this function and no other, in the order in which they are tried: what software chose, else all there are. */
   get resetMethods(): readonly ResetKind[] {
+    const all = this.supportedResetMethods;
+    return this.resetChoice?.filter((method) => all.includes(method)) ?? all;
+  }
+
+  /** All ways to reset this function and no other, in the kernel's own order. */
+  get supportedResetMethods(): readonly ResetKind[] {
     const config = this.config;
     const methods: ResetKind[] = [];
     const express = config.findCapability(reg.PCI_CAP_ID_EXP);

@@ -116,6 +116,18 @@ export class SriovCapability {
     this.#config.write(this.offset + reg.PCI_SRIOV_CTRL, 2, reg.PCI_SRIOV_CTRL_VFE | reg.PCI_SRIOV_CTRL_MSE);
   }
 
+  get firstOffset(): number {
+    return this.#options.firstOffset;
+  }
+
+  get stride(): number {
+    return this.#options.stride;
+  }
+
+  get vfDevice(): number {
+    return this.#options.vfDevice;
+  }
+
   /** Takes all virtual functions away. */
   disable(): void {
     this.#config.write(this.offset + reg.PCI_SRIOV_CTRL, 2, 0);
@@ -134,19 +146,29 @@ export class SriovCapability {
     const { tree } = this.#fn.bus;
     for (let index = 0; index < count; index++) {
       const rid = this.ridOf(index);
-      const spec = { ...this.#options.virtualFunction(index), vendor: this.#fn.vendor, device: this.#options.vfDevice };
-      const virtual = tree.add(spec, {
+      const model = this.#options.virtualFunction(index);
+      const spec: FunctionSpec = {
+        ...model,
+        vendor: this.#fn.vendor,
+        device: this.#options.vfDevice,
+        // Whoever is told of the function finds it complete.
+        attach: (virtual) => {
+          this.functions.push(virtual);
+          for (const bar of this.vfBars) {
+            const own = virtual.bars[bar.index];
+            if (own !== undefined && bar.address !== 0) own.address = bar.address + index * bar.size;
+          }
+          model.attach?.(virtual);
+          virtual.updateDecoding();
+        },
+      };
+      tree.add(spec, {
         bus: this.#busFor(rid >> 8),
         devfn: rid & 0xff,
         physfn: this.#fn,
         untrusted: this.#fn.untrusted,
         wellBehaved: 'vf',
       });
-      for (const bar of this.vfBars) {
-        const own = virtual.bars[bar.index];
-        if (own !== undefined && bar.address !== 0) own.address = bar.address + index * bar.size;
-      }
-      this.functions.push(virtual);
     }
   }
 

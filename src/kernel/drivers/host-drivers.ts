@@ -14,6 +14,8 @@ interface HostDriver {
   readonly managesOwnDma?: boolean;
   /** Which of the functions that match it really takes; all when absent. */
   readonly takes?: (fn: PciFunction) => boolean;
+  /** Makes virtual functions when told to (`sriov_numvfs`). */
+  readonly hasSriov?: boolean;
 }
 
 const PORT_TYPES: readonly (number | undefined)[] = [
@@ -37,19 +39,20 @@ const hostDrivers: readonly HostDriver[] = [
     takes: (fn) => PORT_TYPES.includes(fn.portType),
   },
   { name: 'pci-stub', ids: [], managesOwnDma: true },
+  { name: 'pci-pf-stub', ids: [deviceId(0x1d0f, 0x0053)], hasSriov: true },
   { name: 'virtio-pci', ids: [deviceId(0x1af4)], takes: (fn) => fn.device >= 0x1000 && fn.device <= 0x107f },
   { name: 'serial', ids: [classId(0x07_0000, 0xff_ff00)] },
   { name: 'e1000e', ids: e1000e.map((device) => deviceId(INTEL, device)) },
-  { name: 'igb', ids: igb.map((device) => deviceId(INTEL, device)) },
-  { name: 'ixgbe', ids: ixgbe.map((device) => deviceId(INTEL, device)) },
-  { name: 'nvme', ids: [classId(0x01_0802, 0xff_ffff)] },
+  { name: 'igb', ids: igb.map((device) => deviceId(INTEL, device)), hasSriov: true },
+  { name: 'ixgbe', ids: ixgbe.map((device) => deviceId(INTEL, device)), hasSriov: true },
+  { name: 'nvme', ids: [classId(0x01_0802, 0xff_ffff)], hasSriov: true },
   { name: 'snd_hda_intel', ids: [classId(0x04_0300, 0xff_ff00)] },
   { name: 'xhci_hcd', ids: [classId(0x0c_0330, 0xff_ffff)] },
   { name: 'ehci-pci', ids: [classId(0x0c_0320, 0xff_ffff)] },
 ];
 
 /** A driver that holds what it is given and does nothing with it. */
-export function hostDriver(description: HostDriver): PciDriver {
+export function hostDriver(description: HostDriver, removeVirtualFunctions: RemoveVirtualFunctions): PciDriver {
   return {
     name: description.name,
     ids: description.ids,
@@ -57,11 +60,33 @@ export function hostDriver(description: HostDriver): PciDriver {
     probe: (fn) => {
       if (description.takes?.(fn) === false) throw new Errno('ENODEV', `${description.name} does not take ${fn.name}`);
     },
-    remove: (_fn, done) => done(),
+    // Who made virtual functions takes them away; the others leave them.
+    remove: (fn, done) => {
+      if (description.hasSriov === true) removeVirtualFunctions(fn, done);
+      else done();
+    },
+    ...(description.hasSriov === true && {
+      sriovConfigure: (fn: PciFunction, count: number, done: () => void) => {
+        if (count === 0) removeVirtualFunctions(fn, done);
+        else {
+          fn.sriov!.enable(count);
+          done();
+        }
+      },
+    }),
   };
 }
 
+/** Takes all virtual functions of a function out of the machine, each as soon as its driver lets go; then calls `done`. */
+export type RemoveVirtualFunctions = (fn: PciFunction, done: () => void) => void;
+
+/** Without asking anybody: for machines without a core. */
+export const removeAtOnce: RemoveVirtualFunctions = (fn, done) => {
+  if ((fn.sriov?.functions.length ?? 0) > 0) fn.sriov!.disable();
+  done();
+};
+
 /** All drivers of the table. */
-export function allHostDrivers(): PciDriver[] {
-  return hostDrivers.map(hostDriver);
+export function allHostDrivers(removeVirtualFunctions: RemoveVirtualFunctions = removeAtOnce): PciDriver[] {
+  return hostDrivers.map((description) => hostDriver(description, removeVirtualFunctions));
 }

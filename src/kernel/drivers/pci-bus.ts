@@ -21,9 +21,15 @@ export interface PciDriver {
   probe(fn: PciFunction): void;
   /** Lets go of a function; `done` is called when that is complete, now or later. */
   remove(fn: PciFunction, done: () => void): void;
+  /**
+   * Sets the number of virtual functions (`sriov_numvfs`): 0 takes all away, more are made while there are none. `done` is called
+   * when that is complete, now or later. Absent: the driver cannot.
+   */
+  sriovConfigure?(fn: PciFunction, count: number, done: () => void): void;
 }
 
-export type BusEvent = 'added' | 'bound' | 'unbound' | 'removed';
+/** `leaving`: the driver lets go of the function but has to wait for somebody; `unbound` follows. */
+export type BusEvent = 'added' | 'bound' | 'leaving' | 'unbound' | 'removed';
 export type BusListener = (event: BusEvent, fn: PciFunction) => void;
 
 interface Slot {
@@ -42,6 +48,8 @@ interface DriverEntry {
 export class PciBus {
   /** Whether functions that appear are offered to drivers (`drivers_autoprobe`). */
   autoprobe = true;
+  /** Physical functions whose virtual functions are offered to no driver (`sriov_drivers_autoprobe` is 0). */
+  readonly withoutAutoprobe = new WeakSet<PciFunction>();
   readonly #drivers = new Map<string, DriverEntry>();
   readonly #slots = new Map<PciFunction, Slot>();
   readonly #listeners = new Set<BusListener>();
@@ -96,6 +104,22 @@ export class PciBus {
 
   driverOf(fn: PciFunction): string | undefined {
     return this.#slots.get(fn)?.driver?.name;
+  }
+
+  driver(name: string): PciDriver | undefined {
+    return this.#drivers.get(name)?.driver;
+  }
+
+  /** The driver lets go of a function that stays on the bus. `done` is called when it has, now or later. */
+  release(fn: PciFunction, done: () => void = () => {}): void {
+    const slot = this.#slot(fn);
+    if (slot.driver === undefined) done();
+    else this.#release(slot, done);
+  }
+
+  /** A function by its name in sysfs. */
+  find(functionName: string): PciFunction | undefined {
+    return this.#find(functionName)?.fn;
   }
 
   /** Whether the function's driver is on its way out and waits for a user. */
@@ -252,7 +276,13 @@ export class PciBus {
   }
 
   #probe(slot: Slot, driver: PciDriver): void {
-    const { fn } = slot;
+    const { fn, override } = slot;
+    if (fn.physfn !== undefined && this.withoutAutoprobe.has(fn.physfn) && override === undefined) {
+      throw new Errno(
+        'ENODEV',
+        `sriov_drivers_autoprobe of ${fn.physfn.name} is 0 and ${fn.name} has no driver_override`,
+      );
+    }
     const group = driver.managesOwnDma ? undefined : this.#groupOf(fn);
     group?.useDefaultDomain(fn);
     try {
@@ -281,6 +311,7 @@ export class PciBus {
       this.#notify('unbound', fn);
       for (const waiter of waiting) waiter();
     });
+    if (slot.leaving === waiting) this.#notify('leaving', fn);
   }
 
   #notify(event: BusEvent, fn: PciFunction): void {

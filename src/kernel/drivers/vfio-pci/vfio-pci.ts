@@ -7,6 +7,7 @@ import { Errno } from '../../../lib/errno.ts';
 import type { VfioPciEnvironment } from '../../vfio/pci/environment.ts';
 import { VfioPciDevice } from '../../vfio/pci/vfio-pci-core.ts';
 import type { VfioCore } from '../../vfio/vfio.ts';
+import { type RemoveVirtualFunctions, removeAtOnce } from '../host-drivers.ts';
 import type { PciBus, PciDriver } from '../pci-bus.ts';
 import { deviceId, PCI_ANY_ID } from '../pci-ids.ts';
 
@@ -17,6 +18,9 @@ const denied: ReadonlySet<number> = new Set([0x19e2, 0x19e3, 0x37c8, 0x37c9, 0x0
 export interface VfioPciOptions {
   /** Module parameter `disable_denylist`. */
   readonly disableDenylist?: boolean;
+  /** Module parameter `enable_sriov`, which may change at run time. */
+  readonly enableSriov?: () => boolean;
+  readonly removeVirtualFunctions?: RemoveVirtualFunctions;
 }
 
 export class VfioPciDriver implements PciDriver {
@@ -60,16 +64,35 @@ export class VfioPciDriver implements PciDriver {
     }
   }
 
-  /** Takes virtual functions away first; then waits until no program holds the device. */
+  /** Takes virtual functions away first, each when nobody holds it; then waits until no program holds the device. */
   remove(fn: PciFunction, done: () => void): void {
     const device = this.deviceOf(fn);
     if (device === undefined) throw new Error(`${fn.name} is not one of vfio-pci's`);
-    if ((fn.sriov?.functions.length ?? 0) > 0) fn.sriov!.disable();
     const finish = (): void => {
       device.destroy();
       done();
     };
-    if (this.#core.unregister(device, finish) === 'done') finish();
+    this.#removeVirtualFunctions(fn, () => {
+      if (this.#core.unregister(device, finish) === 'done') finish();
+    });
+  }
+
+  /** ENOENT: the parameter `enable_sriov` is off. EINVAL: more than the function has. */
+  sriovConfigure(fn: PciFunction, count: number, done: () => void): void {
+    if (this.#options.enableSriov?.() !== true) {
+      throw new Errno('ENOENT', "vfio-pci makes virtual functions only when its parameter 'enable_sriov' is on");
+    }
+    if (count === 0) {
+      this.#removeVirtualFunctions(fn, done);
+      return;
+    }
+    this.deviceOf(fn)?.setPowerState(0);
+    fn.sriov!.enable(count);
+    done();
+  }
+
+  get #removeVirtualFunctions(): RemoveVirtualFunctions {
+    return this.#options.removeVirtualFunctions ?? removeAtOnce;
   }
 
   /**

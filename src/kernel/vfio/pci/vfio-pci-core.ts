@@ -163,7 +163,8 @@ export class VfioPciDevice extends VfioDevice {
     if (!this.#mapped) this.#setMapped(true);
     this.needsReset = true;
     fn.config.write(reg.PCI_COMMAND, 2, reg.PCI_COMMAND_INTX_DISABLE);
-    if (this.resetWorks && fn.present) {
+    // What worked at the opening may not work any more: a neighbour on the bus has appeared, or the methods were changed.
+    if (this.resetWorks && fn.present && fn.resetMethods.length > 0) {
       fn.reset();
       this.needsReset = false;
     }
