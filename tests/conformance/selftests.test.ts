@@ -25,7 +25,7 @@ function results(output: string): Result[] {
 
 interface Suite {
   program: string;
-  device: 'edu' | 'testdev';
+  device: 'edu' | 'testdev' | 'physical';
   tests: number;
   /** The tests that may skip, and how many do; undefined when the machine decides. */
   skips: RegExp;
@@ -42,9 +42,14 @@ const suites: readonly Suite[] = [
   { program: 'vfio_pci_device_test', device: 'testdev', tests: 5, skips: /^$/, skipped: 0 },
   { program: 'vfio_iommufd_setup_test', device: 'testdev', tests: 6, skips: /^$/, skipped: 0 },
   { program: 'vfio_dma_mapping_mmio_test', device: 'testdev', tests: 15, skips: /^$/, skipped: 0 },
+  { program: 'vfio_pci_sriov_uapi_test', device: 'physical', tests: 45, skips: /^$/, skipped: 0 },
 ];
 
-const places = { edu: { host: HOST, at: EDU }, testdev: { host: TESTDEV_HOST, at: TESTDEV } };
+const places = {
+  edu: { host: HOST, at: EDU },
+  testdev: { host: TESTDEV_HOST, at: TESTDEV },
+  physical: { host: 'sriov', at: TESTDEV },
+};
 
 for (const { program, device, tests, skips, skipped } of suites) {
   test(`kernel selftest ${program} on ${device}`, { timeout: 180_000 }, async (t) => {
@@ -67,3 +72,24 @@ for (const { program, device, tests, skips, skipped } of suites) {
     t.diagnostic(`${named('pass').length} pass, ${named('skip').length} skip, ${outcome.milliseconds} ms`);
   });
 }
+
+test('kernel selftest vfio_pci_sriov_uapi_test with enable_sriov off: the write says ENOENT, as recorded', {
+  timeout: 60_000,
+}, async (t) => {
+  const folder = provided(t, 'selftests');
+  if (folder === undefined) return;
+  const program = join(folder, 'vfio/vfio_pci_sriov_uapi_test');
+  const script = `echo N >/sys/module/vfio_pci/parameters/enable_sriov && exec ${program} ${TESTDEV}`;
+  const outcome = await runInBox(['sh', '-c', script], { host: 'sriov', timeout: 30_000 });
+  assert.equal(outcome.status, 1, outcome.story);
+  assert.match(outcome.stdout + outcome.stderr, /errno: 2 /, outcome.story);
+});
+
+test('kernel selftest vfio_pci_sriov_uapi_test on a function without virtual ones skips as a whole', {
+  timeout: 60_000,
+}, async (t) => {
+  const folder = provided(t, 'selftests');
+  if (folder === undefined) return;
+  const outcome = await runInBox([join(folder, 'vfio/vfio_pci_sriov_uapi_test'), EDU], { host: HOST, timeout: 30_000 });
+  assert.match(outcome.stdout, /1\.\.0 # SKIP/, outcome.story);
+});

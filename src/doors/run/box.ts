@@ -13,7 +13,7 @@ import { EventLoop } from './event-loop.ts';
 import { Handles } from './handles.ts';
 import { existingPrefixes, mountPlan } from './mount-plan.ts';
 import { Processes } from './processes.ts';
-import { type CallRecord, explain, say, TraceError, TraceFile } from './reporter.ts';
+import { type CallRecord, explain, explainWait, say, TraceError, TraceFile } from './reporter.ts';
 import { TreeFolder } from './tree-folder.ts';
 
 export interface BoxOptions {
@@ -85,6 +85,7 @@ export class Box {
     const descriptors = new FetchedDescriptors(this.#loop, (fd) => this.#handles.find(fd));
     const door = new CallDoor(this.machine, this.#handles, descriptors, {
       call: this.#callReport(options.explain),
+      waits: options.explain ? (record) => say(explainWait(record)) : undefined,
       failed: (error, program, call) =>
         this.#bug(error, `${call} of ${program.process.name}[${program.pid}]; its connection is closed`),
     });

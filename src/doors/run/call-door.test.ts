@@ -5,7 +5,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, beforeEach, test } from 'node:test';
 import fc from 'fast-check';
-import { type EventContext, File, type IoctlResult, type Machine, Process, type Task } from '../../host/index.ts';
+import {
+  Blocked,
+  type EventContext,
+  File,
+  type IoctlResult,
+  type Machine,
+  Process,
+  type Task,
+} from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import {
   abstractName,
@@ -62,6 +70,9 @@ const TAKE_MEMFD = 9;
 let log: string[] = [];
 const shared = new NativeShared('test', 4096);
 let held: EventContext | undefined;
+/** What a write of the byte WAIT waits for. */
+let blocked = new Blocked(0, '');
+const WAIT = 0xb1;
 
 class TestFile extends File {
   readonly kind = 'test';
@@ -133,6 +144,10 @@ class TestFile extends File {
 
   override write(_task: Task, from: Uint8Array, position: number): number {
     log.push(`write ${from.length} at ${position}: ${from[0]}`);
+    if (from[0] === WAIT) {
+      blocked = new Blocked(from.length, 'the test');
+      throw blocked;
+    }
     return from.length;
   }
 
@@ -679,3 +694,62 @@ test('any bytes at all: an errno or the end of the connection, never an exceptio
 function openDescriptors(): number {
   return readdirSync('/proc/self/fd').length;
 }
+
+const ANYWHERE = 0xffff_ffff_ffff_ffffn;
+
+test('a call that waits is answered when what it waits for has happened; others go on meanwhile', () => {
+  const client = new Client();
+  const other = new Client();
+  const { fd, handle } = client.open();
+  client.post(PWRITE, { handle, a: ANYWHERE, b: 3n, payload: Uint8Array.of(WAIT, 2, 3) });
+  settle();
+  const first = blocked;
+  assert.equal(other.call(PREAD, { handle, a: 0n, b: 4n }).ret, 4);
+  other.post(PWRITE, { handle, a: ANYWHERE, b: 2n, payload: Uint8Array.of(WAIT, 2) });
+  settle();
+  assert.notEqual(blocked, first);
+  first.end();
+  const reply = client.take();
+  assert.equal(reply?.ret, 3);
+  blocked.end(new Errno('ENODEV', 'it is gone'));
+  assert.equal(other.take()?.ret, -19);
+  assert.deepEqual(
+    records.filter(({ call }) => call === 'pwrite').map(({ result, why }) => [result, why]),
+    [
+      [3, undefined],
+      [-19, 'it is gone'],
+    ],
+  );
+  // Both connections are in step.
+  assert.equal(client.call(PREAD, { handle, a: 0n, b: 4n }).ret, 4);
+  assert.equal(other.call(PREAD, { handle, a: 0n, b: 4n }).ret, 4);
+  closeDescriptor(fd);
+  client.close();
+  other.close();
+});
+
+test('a caller that ends while it waits is forgotten; one that talks while it waits is cut off', () => {
+  const { connections } = world;
+  const before = connections.count;
+  const keeper = new Client();
+  const { fd, handle } = keeper.open();
+  for (const how of ['ends', 'talks']) {
+    const client = new Client();
+    client.post(PWRITE, { handle, a: ANYWHERE, b: 1n, payload: Uint8Array.of(WAIT) });
+    settle();
+    const waited = blocked;
+    if (how === 'ends') client.close();
+    else {
+      client.post(PREAD, { handle, a: 0n, b: 4n });
+      assert.equal(client.take(), undefined);
+    }
+    assert.equal(connections.count, before + 1);
+    waited.end();
+    settle();
+    if (how === 'talks') client.close();
+  }
+  assert.deepEqual(errors, []);
+  assert.equal(keeper.call(PREAD, { handle, a: 0n, b: 4n }).ret, 4);
+  closeDescriptor(fd);
+  keeper.close();
+});

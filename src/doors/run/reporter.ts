@@ -125,3 +125,8 @@ export function explain(record: CallRecord): string {
   const args = details === '' ? file : `${file}, ${details}`;
   return `vfiobox: ${program}[${pid}] ${call}(${args}) = -1 ${errnoName(-result)}: ${why ?? 'no reason was given'}\n`;
 }
+
+/** One line about a call whose caller has to wait. */
+export function explainWait({ program, pid, call, file, why }: CallRecord): string {
+  return `vfiobox: ${program}[${pid}] ${call}(${file}) waits: ${why ?? 'no reason was given'}\n`;
+}
