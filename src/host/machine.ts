@@ -55,7 +55,7 @@ export class Machine {
   constructor(config: HostConfig, platform: Platform) {
     this.config = config;
     this.counters = new Counters(this.physical);
-    const units = makeUnits(config);
+    const units = makeUnits(config, this.physical);
     this.iommu = new IommuCore({
       groupMultifunction: config.options?.groupMultifunction ?? false,
       unitOf: units.of,
@@ -257,7 +257,10 @@ export class Machine {
 }
 
 /** The units of a host file and who serves which function. */
-function makeUnits(config: HostConfig): { all: IommuUnit[]; of(fn: PciFunction): IommuUnit | undefined } {
+function makeUnits(
+  config: HostConfig,
+  memory: PhysicalMemory,
+): { all: IommuUnit[]; of(fn: PciFunction): IommuUnit | undefined } {
   const tables = new TablePool();
   const scopes = new Map<string, IommuUnit>();
   let rest: IommuUnit | undefined;
@@ -266,7 +269,7 @@ function makeUnits(config: HostConfig): { all: IommuUnit[]; of(fn: PciFunction):
       const known = Object.keys(unitPresets).join(', ');
       throw new HostFileError(`at iommu.units[${i}].preset: there is no '${preset}'; there are ${known}`);
     }
-    const unit = new IommuUnit(name, { preset: preset as UnitPresetName, tables });
+    const unit = new IommuUnit(name, { preset: preset as UnitPresetName, tables, memory });
     if (functions === undefined) rest ??= unit;
     else for (const at of functions) scopes.set(at.length === 7 ? `0000:${at}` : at, unit);
     return unit;

@@ -5,7 +5,10 @@
  * one says which table entry at which level said no, for people.
  */
 
-/** Fault reasons of legacy mode, by their codes. 0 is none: the request never reached translation. */
+/**
+ * Fault reasons by their codes: below 0x20 those of legacy mode, 0x30 and above those of scalable mode (FS and SS: first and second
+ * stage). 0 is none: the request never reached translation. 0x20 to 0x26 are of interrupt remapping (interrupt-remapping.ts).
+ */
 export const FaultReason = {
   NOT_A_DMA_REQUEST: 0x00,
   ROOT_NOT_PRESENT: 0x01,
@@ -21,7 +24,52 @@ export const FaultReason = {
   CONTEXT_RESERVED: 0x0b,
   ENTRY_RESERVED: 0x0c,
   TRANSLATION_REQUEST_BLOCKED: 0x0d,
+  ROOT_TABLE_ADDRESS_INVALID: 0x30,
   PASID_IN_LEGACY_MODE: 0x31,
+  PAGE_REQUEST_IN_LEGACY_MODE: 0x32,
+  SM_ROOT_UNREADABLE: 0x38,
+  SM_ROOT_NOT_PRESENT: 0x39,
+  SM_ROOT_RESERVED: 0x3a,
+  SM_CONTEXT_UNREADABLE: 0x40,
+  SM_CONTEXT_NOT_PRESENT: 0x41,
+  SM_CONTEXT_RESERVED: 0x42,
+  SM_CONTEXT_INVALID: 0x43,
+  DTE_CLEAR: 0x44,
+  PASIDE_CLEAR: 0x45,
+  PASID_TOO_LARGE: 0x46,
+  PRE_CLEAR: 0x47,
+  RID_PASID_TOO_LARGE: 0x48,
+  PASID_DIRECTORY_UNREADABLE: 0x50,
+  PASID_DIRECTORY_NOT_PRESENT: 0x51,
+  PASID_DIRECTORY_RESERVED: 0x52,
+  PASID_ENTRY_UNREADABLE: 0x58,
+  PASID_ENTRY_NOT_PRESENT: 0x59,
+  PASID_ENTRY_RESERVED: 0x5a,
+  PASID_ENTRY_INVALID: 0x5b,
+  ERE_CLEAR: 0x5c,
+  SRE_CLEAR: 0x5d,
+  FS_UNREADABLE: 0x70,
+  FS_NOT_PRESENT: 0x71,
+  FS_RESERVED: 0x72,
+  FS_TOP_UNREADABLE: 0x73,
+  FS_BEYOND_MGAW: 0x74,
+  FS_TOP_NO_READ_PERMISSION: 0x75,
+  FS_NO_READ_PERMISSION: 0x76,
+  FS_NO_WRITE_PERMISSION: 0x77,
+  SS_UNREADABLE: 0x78,
+  SS_NO_PERMISSION: 0x79,
+  SS_RESERVED: 0x7a,
+  SS_POINTER_INVALID: 0x7b,
+  SS_NOT_MARKABLE: 0x7c,
+  NOT_CANONICAL: 0x80,
+  SUPERVISOR_ONLY: 0x81,
+  NO_EXECUTE_PERMISSION: 0x82,
+  SM_BEYOND_WIDTH: 0x83,
+  SS_BEYOND_WIDTH: 0x84,
+  SM_NO_WRITE_PERMISSION: 0x85,
+  SM_NO_READ_PERMISSION: 0x86,
+  INTERRUPT_RANGE: 0x87,
+  FS_NOT_MARKABLE: 0x90,
 } as const;
 
 export type FaultReason = (typeof FaultReason)[keyof typeof FaultReason];

@@ -61,6 +61,7 @@ export class PageTable {
     this.largestLeaf = options.largestLeaf ?? 2;
     this.pool = pool;
     this.top = pool.allocate();
+    pool.tops.set(this.top, this);
     this.shortTop = levels === 4 ? this.top << 10 : 0;
   }
 
@@ -269,6 +270,7 @@ export class PageTable {
   /** Gives all tables back. Nothing may walk it any more. */
   destroy(): void {
     this.releaseTables();
+    this.pool.tops.delete(this.top);
     this.#destroyTable(this.top, this.levels - 1);
     this.#tables = 0;
   }

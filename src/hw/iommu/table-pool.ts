@@ -6,6 +6,8 @@
  * Table 0 does not exist.
  */
 import { Errno } from '../../lib/errno.ts';
+import type { PageTable } from './page-table.ts';
+import { StructurePages } from './structure-pages.ts';
 
 /** 32-bit words of a table. */
 export const TABLE_WORDS = 1024;
@@ -17,6 +19,12 @@ export class TablePool {
   words: Int32Array;
   /** Present entries of each table. */
   live: Uint16Array;
+  /** Nobody but the mapper has written to these pages, so a walk need not look at bits that the mapper never sets. */
+  isTrusted = true;
+  /** The memory beside, in which root, context and PASID tables and queues lie. */
+  readonly structures = new StructurePages();
+  /** The page tables by their top page. */
+  readonly tops = new Map<number, PageTable>();
   readonly #limit: number;
   #capacity = FIRST_CAPACITY;
   #next = 1;
@@ -32,6 +40,11 @@ export class TablePool {
   /** Tables in use. */
   get used(): number {
     return this.#next - 1 - this.#free.length;
+  }
+
+  /** First page number that was never a table. */
+  get end(): number {
+    return this.#next;
   }
 
   /** An empty table. ENOMEM. */

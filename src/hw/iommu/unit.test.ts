@@ -5,7 +5,7 @@ import { READ, WRITE } from '../pci/dma.ts';
 import { FaultLog, FaultReason, faultReasonName } from './faults.ts';
 import { vtdss } from './fmt/vtdss.ts';
 import { PageTable } from './page-table.ts';
-import { decodeCapabilities, unitPresets } from './registers.ts';
+import { decodeCapabilities, type UnitCapabilities, unitPresets } from './registers.ts';
 import { IommuUnit, type IommuUnitOptions } from './unit.ts';
 
 const RID = 0x669; // 06:0d.1
@@ -27,19 +27,40 @@ function refusal(unit: IommuUnit, page: number, access: typeof READ | typeof WRI
 
 test('the registers of the presets say what the units can do', () => {
   const { cap, ecap } = unitPresets['vtd-legacy-sc'];
-  assert.deepEqual(decodeCapabilities(cap, ecap), {
-    domains: 65536,
-    levels: [3, 4],
-    mgaw: 48,
-    largestLeaf: 2,
-    faultRecords: 1,
-    mamv: 18,
-    isCoherent: false,
-    hasDeviceTlb: true,
-    hasInterruptRemapping: true,
-    hasPassThrough: true,
-    canEnforceCoherency: true,
-  });
+  const abilities = (known: UnitCapabilities): string[] =>
+    Object.entries(known).flatMap(([name, value]) => (value === true ? [name] : []));
+  const legacy = decodeCapabilities(cap, ecap);
+  assert.deepEqual(abilities(legacy), [
+    'hasDeviceTlb',
+    'hasInterruptRemapping',
+    'hasPassThrough',
+    'canEnforceCoherency',
+    'hasPageInvalidation',
+  ]);
+  const { domains, levels, mgaw, largestLeaf, faultRecords, mamv, faultRecordOffset, iotlbOffset } = legacy;
+  assert.deepEqual(
+    { domains, levels, mgaw, largestLeaf, faultRecords, mamv, faultRecordOffset, iotlbOffset },
+    {
+      domains: 65536,
+      levels: [3, 4],
+      mgaw: 48,
+      largestLeaf: 2,
+      faultRecords: 1,
+      mamv: 18,
+      faultRecordOffset: 0x220,
+      iotlbOffset: 0xf0,
+    },
+  );
+  const everything = unitPresets['nested-sm'];
+  const scalable = decodeCapabilities(everything.cap, everything.ecap);
+  assert.deepEqual(
+    Object.entries(scalable).filter(([, value]) => value === false),
+    [['isCaching', false]],
+  );
+  assert.deepEqual([scalable.mgaw, scalable.levels, scalable.pasidBits, scalable.faultRecords], [57, [3, 4, 5], 20, 8]);
+  const without = decodeCapabilities(unitPresets['sm-noprs'].cap, unitPresets['sm-noprs'].ecap);
+  assert.deepEqual([without.hasPageRequests, without.isScalable], [false, true]);
+  assert.deepEqual(unitPresets['legacy-sc'].ecap, ecap);
   const unit = new IommuUnit('dmar0');
   assert.deepEqual([unit.cap, unit.ecap], [0x80d2008c222f0606n, 0xf00fcen]);
   assert.deepEqual([unit.mgaw, unit.pgsizeBitmap, unit.canEnforceCoherency], [48, 0x40201000n, true]);
@@ -232,10 +253,10 @@ test('the root table lists the requesters that have a context', () => {
   const { unit, table } = world();
   unit.setContext(0x10, 1, undefined);
   assert.deepEqual(
-    [...unit.root.entries()].map(([rid, context]) => [rid, context.did, context.table]),
+    [...unit.root.entries()].map(([rid, context]) => [rid, context.did, context.page]),
     [
       [0x10, 1, undefined],
-      [RID, DID, table],
+      [RID, DID, table.top],
     ],
   );
   unit.clearContext(0x10);

@@ -249,6 +249,7 @@ export class Domain {
       return capabilities.hasPassThrough ? undefined : `unit ${unit.name} has no pass-through`;
     }
     const table = this.table!;
+    if (table.pool !== unit.tables) return `unit ${unit.name} cannot reach the memory of the domain's tables`;
     if (capabilities.mgaw < Math.log2(this.lastPage + 1) + 12) {
       return `the domain has more address bits than the ${capabilities.mgaw} of unit ${unit.name}`;
     }

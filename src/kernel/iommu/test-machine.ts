@@ -2,6 +2,7 @@
  * A machine for tests of the kernel's half of the IOMMU: PCI functions whose DMA goes through units into RAM of plain bytes.
  */
 import assert from 'node:assert/strict';
+import { TablePool } from '../../hw/iommu/table-pool.ts';
 import { IommuUnit, type IommuUnitOptions } from '../../hw/iommu/unit.ts';
 import { BufferBacking } from '../../hw/memory/backing.ts';
 import { PhysicalMemory } from '../../hw/memory/physical-memory.ts';
@@ -33,7 +34,8 @@ export class IommuMachine {
   readonly root: Bus;
 
   constructor(options: MachineOptions = {}) {
-    this.units = (options.units ?? [{}]).map((unit, i) => new IommuUnit(`dmar${i}`, unit));
+    const shared = { tables: new TablePool(), memory: this.memory };
+    this.units = (options.units ?? [{}]).map((unit, i) => new IommuUnit(`dmar${i}`, { ...shared, ...unit }));
     this.core = new IommuCore(options);
     this.core.units.push(...this.units);
     this.tree = new PciTree({
