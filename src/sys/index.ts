@@ -44,4 +44,5 @@ export {
   setReceiveTimeout,
   streamPair,
   waitFor,
+  waitForAny,
 } from './streams.ts';

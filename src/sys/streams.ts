@@ -200,3 +200,31 @@ export function waitFor(fd: number, direction: 'read' | 'write', stop: number, m
   if (n <= 0) return n < 0 && libc.lastErrno() === EINTR;
   return stop < 0 || u32[at + 3]! >>> 16 === 0;
 }
+
+const WAIT_MOST = 8;
+
+/**
+ * Waits until one of the descriptors can be read (or is broken), or the first can be written (`what`); `milliseconds` -1: for ever.
+ * Bit i of the result: descriptor i is ready to be read; bit 31: the first can be written. 0: time is over, or a signal came. A
+ * descriptor of -1 is left out.
+ */
+export function waitForAny(
+  fds: readonly number[],
+  milliseconds: number,
+  what: 'read' | 'write' | 'both' = 'read',
+): number {
+  const count = Math.min(fds.length, WAIT_MOST);
+  for (let i = 0; i < count; i++) {
+    s32[(POLL >>> 2) + 2 * i] = fds[i]!;
+    u32[(POLL >>> 2) + 2 * i + 1] = i > 0 || what === 'read' ? POLLIN : what === 'write' ? POLLOUT : POLLIN | POLLOUT;
+  }
+  const n = libc.poll(region.address + POLL, count, milliseconds);
+  if (n <= 0) return 0;
+  let ready = 0;
+  for (let i = 0; i < count; i++) {
+    const events = u32[(POLL >>> 2) + 2 * i + 1]! >>> 16;
+    if ((events & ~POLLOUT) !== 0) ready |= 1 << i;
+    if (i === 0 && (events & POLLOUT) !== 0) ready |= 1 << 31;
+  }
+  return ready >>> 0;
+}

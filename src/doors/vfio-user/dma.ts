@@ -34,9 +34,10 @@ export class ClientDma {
   readonly #strictUnmap: boolean;
   /** Most maps at a time. */
   readonly #most: number;
-  /** IOVA pages that are asked for by message: page of the window → IOVA page. */
+  /** IOVA pages that are asked for by message: page of the window → IOVA page, -1 where one was taken back. */
   readonly #window: number[] = [];
-  readonly #inWindow = new Set<number>();
+  /** IOVA page → page of the window. */
+  readonly #inWindow = new Map<number, number>();
 
   constructor(
     device: ServedDevice,
@@ -78,7 +79,7 @@ export class ClientDma {
     if (device.maps.count >= this.#most) throw new Errno('ENOSPC', `${this.#most} maps are there already`);
     if (addr + size > 1n << 52n)
       throw new Errno('EINVAL', `0x${addr.toString(16)} is beyond what the IOMMU translates`);
-    this.dropWindow();
+    this.#dropFromWindow(firstPage, count);
     const length = Number(size);
     const iova = Number(addr);
     const address = device.memory.place(iova, length);
@@ -132,7 +133,7 @@ export class ClientDma {
       this.#window.pop();
       return false;
     }
-    this.#inWindow.add(page);
+    this.#inWindow.set(page, at);
     return true;
   }
 
@@ -142,9 +143,19 @@ export class ClientDma {
 
   /** Not while a transfer runs. */
   dropWindow(): void {
-    for (const page of this.#window) this.#device.unmap(page * PAGE, PAGE);
+    for (const page of this.#inWindow.keys()) this.#device.unmap(page * PAGE, PAGE);
     this.#window.length = 0;
     this.#inWindow.clear();
+  }
+
+  /** These pages have a map from now on. A transfer may be under way through others. */
+  #dropFromWindow(firstPage: number, count: number): void {
+    for (const [page, at] of this.#inWindow) {
+      if (page < firstPage || page >= firstPage + count) continue;
+      this.#device.unmap(page * PAGE, PAGE);
+      this.#window[at] = -1;
+      this.#inWindow.delete(page);
+    }
   }
 
   #backing(
@@ -182,7 +193,7 @@ export class ClientDma {
       const at = offset + done;
       const first = Math.floor(at / PAGE);
       const page = this.#window[first];
-      if (page === undefined) return false;
+      if (page === undefined || page < 0) return false;
       // Neighbours in both go by one message.
       let count = 1;
       while (count * PAGE - (at % PAGE) < bytes.length - done && this.#window[first + count] === page + count) count++;

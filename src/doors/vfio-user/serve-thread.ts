@@ -24,7 +24,7 @@ import type { DmaMode } from './dma.ts';
 import { findModel, oneLine } from './model-file.ts';
 import { ServedDevice, ServeError } from './served-device.ts';
 import { VfioUserServer } from './server.ts';
-import type { SessionReports } from './session.ts';
+import type { SessionReports } from './session-options.ts';
 
 export interface ServeRequest {
   /** A host file or preset and the function of it that is served, or a model. */
@@ -146,12 +146,14 @@ class ServeThread {
   #reports(isExplaining: boolean): SessionReports {
     const trace = this.#trace;
     const closed = (why: string): void => say(`vfiobox: the connection was closed: ${why}\n`);
+    const notice = (text: string): void => say(`vfiobox: ${text}\n`);
     const capture = this.#capture;
     const taps: SessionReports =
       capture === undefined
-        ? { closed }
+        ? { closed, notice }
         : {
             closed,
+            notice,
             tap: (fromClient, message, descriptors) => {
               capture.message(fromClient, message, descriptors);
               if (capture.isLarge) this.#flush();

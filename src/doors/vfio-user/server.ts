@@ -7,7 +7,8 @@ import { acceptStream, closeDescriptor } from '../../sys/index.ts';
 import type { EventLoop } from '../run/event-loop.ts';
 import { ownCapabilities } from './negotiation.ts';
 import type { ServedDevice } from './served-device.ts';
-import { Session, type SessionOptions, type SessionReports } from './session.ts';
+import { Session } from './session.ts';
+import type { SessionOptions, SessionReports } from './session-options.ts';
 import { LINGER_MS, SocketTransport, TransportBuffers } from './transport.ts';
 
 const limits = {

@@ -1,60 +1,37 @@
 /**
  * One client of a server, from its first message to the end of its connection.
  *
- * A command is handled to its end before the next one. When the device reaches for memory that only the client can give, the server asks
- * by message and waits for the answer; commands that arrive meanwhile are kept and follow in their order.
+ * Commands are handled in their order. When a device reaches for memory that only the client can give, the server asks by message
+ * (`Questions`) and waits inside the device's call. A client like QEMU answers nothing while it waits for an answer itself, so meanwhile
+ *
+ * - a write to a BAR that is being handled is answered first: the write has arrived, its consequences take their time;
+ * - commands that want an answer are handled, and posted writes before them; but RESET ends the transfer, and what must not happen during
+ *   one (an unmap of its pages, migration) waits for its end, for `patience` at most;
+ * - inside a command that cannot be answered before its end (a read of a register), the transfer has `patience` at most.
+ *
+ * A transfer that is given up is a fault to the device. docs/decisions/vfio-user.md has the reasons.
  *
  * Errno is caught here and nowhere else in this door. Any other exception is a bug: it ends the connection, not the server.
  */
 import { Errno } from '../../lib/errno.ts';
 import { closeDescriptor, streamPair } from '../../sys/index.ts';
 import {
-  VFIO_USER_DMA_READ,
-  VFIO_USER_DMA_WRITE,
+  VFIO_USER_DEVICE_RESET,
   VFIO_USER_F_ERROR,
-  VFIO_USER_F_TYPE_COMMAND,
   VFIO_USER_F_TYPE_REPLY,
-  VFIO_USER_REGION_READ,
-  VFIO_USER_REGION_WRITE,
   VFIO_USER_VERSION,
+  vfio_user_region_access,
   vfioUserCommandNames,
 } from '../../uapi/vfio-user.ts';
 import { HEADER, type Message, MessageStream, ProtocolError, writeHeader } from './codec.ts';
 import { type Commands, makeCommands } from './commands.ts';
-import { ClientDma, type DmaMode } from './dma.ts';
+import { ClientDma } from './dma.ts';
 import { agree, encodeVersion, ownCapabilities, parseVersion } from './negotiation.ts';
+import { type Asker, Questions } from './questions.ts';
 import type { ServedDevice } from './served-device.ts';
-import { GONE, NOTHING, type Patience, type Transport } from './transport.ts';
-
-export interface SessionOptions {
-  readonly mode: DmaMode;
-  /** An unmap of anything but one exact map is refused, as libvfio-user does. */
-  readonly strictUnmap: boolean;
-}
-
-export interface MessageRecord {
-  readonly command: string;
-  readonly details: string;
-  /** 0, or minus the errno. */
-  readonly result: number;
-  readonly why: string | undefined;
-}
-
-/** Who wants to know; undefined members are not wanted. */
-export interface SessionReports {
-  message?: ((record: MessageRecord) => void) | undefined;
-  /** Every message as it travels, header included. Valid within the call. */
-  tap?: ((fromClient: boolean, message: Uint8Array, descriptors: number) => void) | undefined;
-  /** Why a connection was closed by the server. */
-  closed?: ((why: string) => void) | undefined;
-  /** The session is over; its socket is still open. */
-  ended?: (() => void) | undefined;
-  /** Something arrived while the device, on its own account, waited for the client: `turn` has to be called. */
-  pending?: (() => void) | undefined;
-}
-
-/** Makes a transport of a connected socket: the server's end of a twin socket. */
-export type MakeTransport = (fd: number) => Transport;
+import type { MakeTransport, SessionOptions, SessionReports } from './session-options.ts';
+import { GONE, NOTHING, type Sent, type Transport } from './transport.ts';
+import { isBarWrite, Waiting, waitsForTransfers } from './waiting.ts';
 
 /** A second socket, for our commands only. */
 interface Twin {
@@ -62,13 +39,21 @@ interface Twin {
   readonly stream: MessageStream;
 }
 
-/** Commands that may wait while the client's answer is waited for. */
-const MOST_WAITING = 4096;
-const MOST_WAITING_BYTES = 16 * 2 ** 20;
+/** Commands that are handled one within the other. */
+const DEEPEST = 16;
+/** Well below the 5 s after which QEMU takes a device for dead. */
+const PATIENCE = 1000;
 /** Messages handled before others (timers, signals) get their turn. */
 const TURN = 64;
 
-export class Session {
+/** A command that is being handled. */
+interface Frame {
+  readonly message: Message;
+  /** Nobody waits for it (any more). */
+  isAnswered: boolean;
+}
+
+export class Session implements Asker {
   isOpen = true;
   readonly device: ServedDevice;
   readonly dma: ClientDma;
@@ -76,19 +61,25 @@ export class Session {
   readonly #reports: SessionReports;
   readonly #makeTwin: MakeTransport | undefined;
   readonly #commands: Commands;
+  readonly #questions = new Questions(this);
+  readonly #patience: number;
   #stream: MessageStream;
   #input: 0 | 1 = 0;
   #isNegotiated = false;
   #maxTransfer: number = ownCapabilities.max_data_xfer_size;
   /** A command's payload lies in the input. */
   #isBusy = false;
-  #isInCommand = false;
-  readonly #waiting: Message[] = [];
-  #waitingBytes = 0;
-  #nextId = 0;
+  /** Commands that are being handled, the innermost last. */
+  readonly #frames: Frame[] = [];
+  readonly #waiting = new Waiting();
+  /** Transfers by message fail from now on, until the device has come back from its call. */
+  #isGivenUp = false;
+  /** When it is given up; undefined: the client waits for nothing. */
+  #deadline: number | undefined;
+  #isNoticed = false;
   #twin: Twin | undefined;
   readonly #arrived: number[] = [];
-  readonly #views: readonly [DataView, DataView];
+  readonly #view: DataView;
 
   constructor(
     device: ServedDevice,
@@ -105,22 +96,18 @@ export class Session {
       maxMsgFds: ownCapabilities.max_msg_fds,
       maxDataXferSize: ownCapabilities.max_data_xfer_size,
     });
-    const [first, second] = transport.outputs;
-    this.#views = [viewOf(first), viewOf(second)];
-    this.dma = new ClientDma(
-      device,
-      {
-        readDma: (address, into) => this.#readDma(address, into),
-        writeDma: (address, from) => this.#writeDma(address, from),
-      },
-      { mode: options.mode, strictUnmap: options.strictUnmap, maxDmaMaps: ownCapabilities.max_dma_maps },
-    );
+    const [output] = transport.outputs;
+    this.#view = new DataView(output.buffer, output.byteOffset, output.length);
+    this.#patience = options.patience ?? PATIENCE;
+    const { mode, strictUnmap } = options;
+    const maxDmaMaps = ownCapabilities.max_dma_maps;
+    this.dma = new ClientDma(device, this.#questions, { mode, strictUnmap, maxDmaMaps });
     this.#commands = makeCommands(device, this.dma, transport.outputs[0]);
   }
 
   /** Commands wait that came while an answer was awaited. */
   get hasWaiting(): boolean {
-    return this.#waiting.length > 0;
+    return this.#waiting.count > 0;
   }
 
   /**
@@ -128,10 +115,11 @@ export class Session {
    * any more or others shall have their turn; the session may be over then.
    */
   turn(mayLinger: () => boolean): void {
+    this.#isGivenUp = false;
     if (this.dma.isWindowFull) this.dma.dropWindow();
     this.#drain();
     for (let i = 0; i < TURN && this.isOpen; i++) {
-      const n = this.#receive(i > 0 && mayLinger() ? 'moment' : 'none');
+      const n = this.#receive(i > 0 && mayLinger());
       if (n === NOTHING) return;
       if (n === GONE) {
         this.end(this.#stream.isWithinMessage ? 'the client left in the middle of a message' : undefined);
@@ -146,8 +134,7 @@ export class Session {
     if (!this.isOpen) return;
     this.isOpen = false;
     for (const fd of this.#stream.takeAll()) closeDescriptor(fd);
-    for (const { descriptors } of this.#waiting) for (const fd of descriptors) closeDescriptor(fd);
-    this.#waiting.length = 0;
+    this.#waiting.clear();
     this.#reports.ended?.();
     this.#transport.close();
     if (this.#twin !== undefined) {
@@ -160,11 +147,11 @@ export class Session {
     if (why !== undefined) this.#reports.closed?.(why);
   }
 
-  #receive(patience: Patience): number {
+  #receive(lingers: boolean): number {
     const stream = this.#stream;
     stream.prepare();
     const arrived = this.#arrived;
-    const n = this.#transport.receive(this.#input, stream.tail, arrived, patience);
+    const n = this.#transport.receive(this.#input, stream.tail, arrived, lingers);
     if (n > 0) {
       if (arrived.length > 0) {
         stream.received(n, [...arrived]);
@@ -181,16 +168,11 @@ export class Session {
   /** Handles whole messages until there is none. */
   #drain(): void {
     while (this.isOpen) {
-      const message = this.#waiting.length > 0 ? this.#takeWaiting() : this.#next(this.#stream);
+      const waiting = this.#waiting.shift();
+      const message = waiting ?? this.#next(this.#stream);
       if (message === undefined) return;
-      this.#handle(message);
+      this.#handle(message, waiting === undefined);
     }
-  }
-
-  #takeWaiting(): Message {
-    const message = this.#waiting.shift()!;
-    this.#waitingBytes -= message.payload.length + HEADER;
-    return message;
   }
 
   /** The next whole message; a stream that cannot be followed ends the session. */
@@ -210,7 +192,8 @@ export class Session {
     }
   }
 
-  #handle(message: Message): void {
+  /** `isInInput`: its payload lies in the input. */
+  #handle(message: Message, isInInput: boolean): void {
     const { command, descriptors } = message;
     if (message.isReply) {
       // An answer to nothing, or one that came too late.
@@ -223,9 +206,10 @@ export class Session {
       this.end(`the first message is ${vfioUserCommandNames[command] ?? `command ${command}`}, not VERSION`);
       return;
     }
-    this.#isBusy = true;
-    this.#isInCommand = true;
     const commands = this.#commands;
+    const frame: Frame = { message, isAnswered: !message.wantsReply };
+    this.#frames.push(frame);
+    if (isInInput) this.#isBusy = true;
     let error: Errno | undefined;
     let length = 0;
     try {
@@ -234,26 +218,28 @@ export class Session {
     } catch (thrown) {
       if (!(thrown instanceof Errno)) {
         this.#isBusy = false;
-        this.#isInCommand = false;
+        this.#frames.length = 0;
         for (const fd of descriptors) closeDescriptor(fd);
         this.end('an internal error');
         throw thrown;
       }
       error = thrown;
     }
-    this.#isBusy = false;
-    this.#isInCommand = false;
+    if (isInInput) this.#isBusy = false;
+    this.#frames.pop();
+    // The device is back from its call.
+    if (this.#frames.length === 0 && this.#questions.count === 0) this.#isGivenUp = false;
     if (descriptors.length > 0) for (const fd of descriptors) closeDescriptor(fd);
     if (this.#reports.message !== undefined) this.#report(message, error);
     if (!this.isOpen) return;
-    if (message.wantsReply) this.#reply(message, length, error, commands.takeAttached());
+    if (!frame.isAnswered) this.#reply(message, length, error, commands.takeAttached());
     // A client that cannot be agreed with is told so and left.
     if (command === VFIO_USER_VERSION && error !== undefined && !this.#isNegotiated) this.end(error.why);
   }
 
   #reply(message: Message, length: number, error: Errno | undefined, attached: readonly number[]): void {
     const { id, command } = message;
-    const view = this.#views[0];
+    const view = this.#view;
     let size = HEADER + length;
     if (error !== undefined) {
       size = HEADER;
@@ -268,9 +254,23 @@ export class Session {
       view.setUint32(12, 0, true);
     }
     this.#reports.tap?.(false, this.#transport.outputs[0].subarray(0, size), attached.length);
-    const isSent = this.#transport.send(0, size, error === undefined ? attached : undefined);
+    const sent = this.#transport.send(0, size, error === undefined ? attached : undefined, this.#takeIn);
     if (command === VFIO_USER_VERSION) for (const fd of attached) closeDescriptor(fd);
-    if (!isSent) this.end();
+    this.#sent(sent);
+  }
+
+  /** Reads what the client sends while it takes nothing from us. False: there is no room for more. */
+  readonly #takeIn = (): boolean => {
+    this.#leaveInput();
+    return this.#stream.room().length > 0 && this.#receive(false) !== GONE;
+  };
+
+  /** The payload of the command that is being handled stays where it is; what comes now goes elsewhere. */
+  #leaveInput(): void {
+    if (!this.#isBusy) return;
+    this.#input = this.#input === 0 ? 1 : 0;
+    this.#stream.moveTo(this.#transport.inputs[this.#input]);
+    this.#isBusy = false;
   }
 
   #version(message: Message): number {
@@ -299,114 +299,125 @@ export class Session {
     this.#commands.attach([theirs]);
   }
 
-  // ---- our commands ----
+  // ---- questions: what the device needs of the client while it is in a call ----
 
-  #readDma(address: number, into: Uint8Array): boolean {
-    for (let done = 0; done < into.length; ) {
-      const count = Math.min(into.length - done, this.#maxTransfer);
-      const reply = this.#ask(VFIO_USER_DMA_READ, address + done, count, undefined);
-      if (reply === undefined || reply.payload.length < HEADER) return false;
-      const got = reply.view.getUint32(reply.offset + 8, true);
-      if (got === 0 || got > count || reply.payload.length < HEADER + got) return false;
-      into.set(reply.payload.subarray(HEADER, HEADER + got), done);
-      done += got;
-    }
-    return true;
+  get mayAsk(): boolean {
+    return this.isOpen && this.#isNegotiated && !this.#isGivenUp;
   }
 
-  #writeDma(address: number, from: Uint8Array): boolean {
-    for (let done = 0; done < from.length; ) {
-      const count = Math.min(from.length - done, this.#maxTransfer);
-      const reply = this.#ask(VFIO_USER_DMA_WRITE, address + done, count, from.subarray(done, done + count));
-      if (reply === undefined || reply.payload.length < HEADER) return false;
-      const got = reply.view.getUint32(reply.offset + 8, true);
-      if (got === 0 || got > count) return false;
-      done += got;
-    }
-    return true;
+  get maxTransfer(): number {
+    return this.#maxTransfer;
   }
 
-  /** Sends a command of ours and waits for its reply. Undefined: it was refused, or the client is gone. */
-  #ask(command: number, address: number, count: number, data: Uint8Array | undefined): Message | undefined {
-    if (!this.isOpen || !this.#isNegotiated) return undefined;
-    const id = this.#nextId;
-    this.#nextId = (id + 1) & 0xffff;
+  get output(): Uint8Array {
+    return this.#twin?.transport.outputs[0] ?? this.#transport.outputs[1];
+  }
+
+  beforeQuestion(): void {
+    this.#leaveInput();
+    const frame = this.#frames[this.#frames.length - 1];
+    if (frame !== undefined && !frame.isAnswered) {
+      if (isBarWrite(frame.message)) this.#answerWrite(frame);
+      else this.#deadline ??= performance.now() + this.#patience;
+    }
+    this.#handleWaiting();
+  }
+
+  sendQuestion(length: number): boolean {
+    this.#reports.tap?.(false, this.output.subarray(0, length), 0);
+    const twin = this.#twin?.transport;
+    return this.#sent(
+      twin === undefined ? this.#transport.send(1, length, undefined, this.#takeIn) : twin.send(0, length),
+    );
+  }
+
+  #sent(sent: Sent): boolean {
+    if (sent !== 'sent') this.end(sent === 'full' ? 'the client does not read what it is sent' : undefined);
+    return sent === 'sent';
+  }
+
+  step(): boolean {
+    if (!this.mayAsk) return false;
     const twin = this.#twin;
-    const transport = twin?.transport ?? this.#transport;
-    const which = twin === undefined ? 1 : 0;
-    const output = transport.outputs[which];
-    const view = twin === undefined ? this.#views[1] : viewOf(output);
-    const size = HEADER + 16 + (data?.length ?? 0);
-    writeHeader(view, 0, { id, command, size, flags: VFIO_USER_F_TYPE_COMMAND });
-    view.setBigUint64(HEADER, BigInt(address), true);
-    view.setBigUint64(HEADER + 8, BigInt(count), true);
-    if (data !== undefined) output.set(data, HEADER + 16);
-    this.#reports.tap?.(false, output.subarray(0, size), 0);
-    if (!transport.send(which, size)) return undefined;
-    const reply = twin === undefined ? this.#awaitReply(id, command) : this.#awaitTwin(twin, id, command);
-    if (!this.#isInCommand && (this.hasWaiting || this.#stream.isWithinMessage || this.dma.isWindowFull))
-      this.#reports.pending?.();
-    return reply === undefined || reply.error !== 0 ? undefined : reply;
-  }
-
-  #awaitReply(id: number, command: number): Message | undefined {
-    if (this.#isBusy) {
-      // The payload of the command that is being handled stays where it is.
-      this.#input = this.#input === 0 ? 1 : 0;
-      this.#stream.moveTo(this.#transport.inputs[this.#input]);
-      this.#isBusy = false;
-    }
-    for (;;) {
-      let message: Message | undefined;
-      while (message === undefined) {
-        message = this.#next(this.#stream);
-        if (!this.isOpen) return undefined;
-        if (message !== undefined) break;
-        if (this.#receive('endless') === GONE) {
-          this.end('the client left while the device waited for its memory');
-          return undefined;
-        }
-      }
-      if (message.isReply) {
-        for (const fd of message.descriptors) closeDescriptor(fd);
-        if (message.id === id && message.command === command) return message;
-      } else if (!this.#isInCommand && this.#waiting.length === 0 && isRegionAccess(message.command)) {
-        // QEMU answers us only after its own register access was answered: the device, busy with its DMA, answers as hardware does.
-        this.#handle(message);
-        if (!this.isOpen) return undefined;
-      } else if (!this.#keep(message)) return undefined;
-    }
-  }
-
-  #awaitTwin(twin: Twin, id: number, command: number): Message | undefined {
-    const { transport, stream } = twin;
-    const arrived: number[] = [];
-    for (;;) {
-      const message = this.#next(stream);
-      if (!this.isOpen) return undefined;
-      if (message === undefined) {
-        stream.prepare();
-        const n = transport.receive(0, stream.tail, arrived, 'endless');
-        if (n === GONE) return undefined;
-        if (n > 0) stream.received(n);
-      } else if (message.isReply && message.id === id && message.command === command) return message;
-      for (const fd of arrived) closeDescriptor(fd);
-      arrived.length = 0;
-    }
-  }
-
-  /** A command that came while an answer was awaited. False: there are too many, the session is over. */
-  #keep(message: Message): boolean {
-    const { payload } = message;
-    this.#waitingBytes += payload.length + HEADER;
-    if (this.#waiting.length >= MOST_WAITING || this.#waitingBytes > MOST_WAITING_BYTES) {
+    const message = this.#next(this.#stream) ?? (twin === undefined ? undefined : this.#next(twin.stream));
+    if (message === undefined) return this.isOpen && this.#waitForMessages();
+    if (message.isReply) {
       for (const fd of message.descriptors) closeDescriptor(fd);
-      this.end('the client sends commands without answering');
+      this.#questions.take(message);
+    } else if (!this.#waiting.push(message)) this.end('the client sends commands without answering');
+    else if (message.wantsReply) this.#handleWaiting();
+    return this.mayAsk;
+  }
+
+  afterQuestions(): void {
+    this.#deadline = undefined;
+    if (this.#frames.length > 0 || !this.isOpen) return;
+    if (this.hasWaiting || this.#isGivenUp || this.#stream.isWithinMessage || this.dma.isWindowFull)
+      this.#reports.pending?.();
+  }
+
+  /** A write to a BAR has arrived: that is all that the client waits for. */
+  #answerWrite(frame: Frame): void {
+    const { message } = frame;
+    frame.isAnswered = true;
+    this.#transport.outputs[0].set(message.payload.subarray(0, vfio_user_region_access.size), HEADER);
+    this.#reply(message, vfio_user_region_access.size, undefined, []);
+  }
+
+  /** Handles commands that came while an answer is awaited, as far as that can be and somebody waits for it. */
+  #handleWaiting(): void {
+    while (this.mayAsk && this.#waiting.wantsReply) {
+      const frame = this.#frames[this.#frames.length - 1];
+      if (frame !== undefined && !frame.isAnswered) return;
+      const first = this.#waiting.first!;
+      if (this.#questions.count > 0 && first.command === VFIO_USER_DEVICE_RESET) {
+        this.#isGivenUp = true;
+        return;
+      }
+      if (this.#frames.length >= DEEPEST || waitsForTransfers(first, this.#questions)) {
+        this.#deadline ??= performance.now() + this.#patience;
+        return;
+      }
+      this.#handle(this.#waiting.shift()!, false);
+    }
+  }
+
+  #waitForMessages(): boolean {
+    const deadline = this.#deadline;
+    const twin = this.#twin;
+    const left = deadline === undefined ? -1 : Math.max(Math.ceil(deadline - performance.now()), 0);
+    const waited = this.#transport.wait(left, twin?.transport);
+    if (waited === 'late') {
+      this.#isGivenUp = true;
+      this.#explainGivenUp();
       return false;
     }
-    const copy = payload.slice();
-    this.#waiting.push({ ...message, payload: copy, view: viewOf(copy), offset: 0 });
-    return true;
+    const isGone = waited === 'stopped' || this.#receive(false) === GONE;
+    if (!isGone && twin !== undefined) this.#receiveTwin(twin);
+    if (isGone) this.end('the client left while the device waited for its memory');
+    return this.isOpen;
+  }
+
+  #receiveTwin({ transport, stream }: Twin): void {
+    const arrived: number[] = [];
+    stream.prepare();
+    const n = transport.receive(0, stream.tail, arrived, false);
+    for (const fd of arrived) closeDescriptor(fd);
+    if (n > 0) stream.received(n);
+    else if (n === GONE) this.end('the client closed the second socket');
+  }
+
+  #explainGivenUp(): void {
+    if (this.#isNoticed) return;
+    this.#isNoticed = true;
+    const frame = this.#frames[this.#frames.length - 1];
+    const name = frame === undefined ? undefined : vfioUserCommandNames[frame.message.command];
+    this.#reports.notice?.(
+      `${this.device.name}: a DMA by message was given up after ${this.#patience} ms: ` +
+        (name === undefined
+          ? 'the client does not answer while it waits for an answer itself'
+          : `it was started inside ${name}, whose answer the client waits for; memory that the client shares, or a DMA after the access, works`),
+    );
   }
 
   #report(message: Message, error: Errno | undefined): void {
@@ -418,12 +429,4 @@ export class Session {
       why: error?.why,
     });
   }
-}
-
-function isRegionAccess(command: number): boolean {
-  return command === VFIO_USER_REGION_READ || command === VFIO_USER_REGION_WRITE;
-}
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }

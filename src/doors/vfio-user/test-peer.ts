@@ -1,5 +1,5 @@
 /** A client in the same process as the server, for tests: it speaks over a real socket, and answers while the server waits for it. */
-import { type HostConfig, Machine } from '../../host/index.ts';
+import { type DeviceModel, type HostConfig, Machine } from '../../host/index.ts';
 import {
   closeDescriptor,
   NativeShared,
@@ -15,7 +15,7 @@ import { bufferLength, defaultLimits, encodeMessage, type Message, MessageStream
 import type { DmaMode } from './dma.ts';
 import { ServedDevice } from './served-device.ts';
 import { Session } from './session.ts';
-import { type Patience, SocketTransport, TransportBuffers } from './transport.ts';
+import { SocketTransport, type Transport, TransportBuffers, type Waited } from './transport.ts';
 
 const buffers = new TransportBuffers({ maxMsgFds: 8, maxDataXferSize: 1048576 });
 const twinBuffers = new TransportBuffers({ maxMsgFds: 8, maxDataXferSize: 1048576 });
@@ -26,9 +26,9 @@ const output = new Region(bufferLength(defaultLimits));
 class WaitingTransport extends SocketTransport {
   onWait: () => void = () => {};
 
-  override receive(which: 0 | 1, offset: number, descriptors: number[], patience: Patience): number {
-    if (patience === 'endless') this.onWait();
-    return super.receive(which, offset, descriptors, patience);
+  override wait(milliseconds: number, other?: Transport): Waited {
+    this.onWait();
+    return super.wait(milliseconds, other);
   }
 }
 
@@ -37,9 +37,14 @@ export class TestPeer {
   readonly loop = new EventLoop();
   readonly device: ServedDevice;
   readonly closed: string[] = [];
+  readonly notices: string[] = [];
+  /** As QEMU: nothing is answered while an answer is awaited. */
+  isStubborn = false;
+  /** Called whenever the server waits, before its command is answered. */
+  onWait: () => void = () => {};
   session!: Session;
-  /** Answers the server's commands: the payload of the reply, or an errno. */
-  onCommand: (message: Message) => Uint8Array | number = () => 22;
+  /** Answers the server's commands: the payload of the reply, an errno, or by `answer` some time. */
+  onCommand: (message: Message) => Uint8Array | number | 'later' = () => 22;
   /** The client's end of the twin socket. */
   twin = -1;
   #fd = -1;
@@ -47,23 +52,31 @@ export class TestPeer {
   #nextId = 1;
   readonly #mode: DmaMode;
   readonly #strictUnmap: boolean;
+  readonly #patience: number;
+  /** Ids of commands whose answers are awaited. */
+  readonly #awaited = new Set<number>();
   #replies: Message[] = [];
 
-  constructor(options: { model?: string; mode?: DmaMode; strictUnmap?: boolean } = {}) {
+  constructor(
+    options: { model?: string | DeviceModel; mode?: DmaMode; strictUnmap?: boolean; patience?: number } = {},
+  ) {
+    const { model = 'testdev' } = options;
     const config: HostConfig = {
       name: 'test',
       iommu: { units: [{ name: 'dmar0', preset: 'vtd-legacy-sc' }] },
       functions: [
         { at: '00:01.0', model: 'root-port', secondary: 1 },
-        { at: '01:00.0', model: options.model ?? 'testdev', driver: 'vfio-pci' },
+        { at: '01:00.0', model: typeof model === 'string' ? model : model.name, driver: 'vfio-pci' },
       ],
     };
     this.#mode = options.mode ?? 'auto';
     this.#strictUnmap = options.strictUnmap ?? false;
+    this.#patience = options.patience ?? 1000;
     this.machine = new Machine(config, {
       clock: this.loop,
       allocateShared: (name, length) => new NativeShared(name, length),
       log() {},
+      ...(typeof model !== 'string' && { models: new Map([[model.name, model]]) }),
       dmaMiss: (_name, page) => this.session.dma.miss(page),
     });
     this.device = new ServedDevice(this.machine, this.loop, '0000:01:00.0');
@@ -76,18 +89,15 @@ export class TestPeer {
     this.#fd = ours;
     this.#stream = new MessageStream(input.bytes, { maxMsgFds: 64, maxDataXferSize: 1048576 });
     this.#replies = [];
+    this.#awaited.clear();
     const transport = new WaitingTransport(theirs, buffers, -1);
-    transport.onWait = () => this.#answer();
+    transport.onWait = () => this.#meanwhile();
     this.session = new Session(
       this.device,
       transport,
-      { mode: this.#mode, strictUnmap: this.#strictUnmap },
-      { closed: (why) => this.closed.push(why), pending: () => {} },
-      (fd) => {
-        const twin = new WaitingTransport(fd, twinBuffers, -1);
-        twin.onWait = () => this.#answerTwin();
-        return twin;
-      },
+      { mode: this.#mode, strictUnmap: this.#strictUnmap, patience: this.#patience },
+      { closed: (why) => this.closed.push(why), notice: (text) => this.notices.push(text), pending: () => {} },
+      (fd) => new SocketTransport(fd, twinBuffers, -1),
     );
   }
 
@@ -107,6 +117,7 @@ export class TestPeer {
   ): number {
     const id = this.#nextId++ & 0xffff;
     this.sendBytes(encodeMessage({ id, command, flags }, payload), descriptors);
+    if (flags === 0) this.#awaited.add(id);
     return id;
   }
 
@@ -120,7 +131,8 @@ export class TestPeer {
   /** The next reply; undefined: there is none. */
   reply(): Message | undefined {
     this.#read();
-    return this.#replies.shift();
+    const at = this.#replies.findIndex((message) => message.isReply);
+    return at < 0 ? undefined : this.#replies.splice(at, 1)[0];
   }
 
   /** Sends a command, lets it be handled, and takes the reply. */
@@ -160,12 +172,21 @@ export class TestPeer {
       this.#stream.received(n, fds);
       for (let message = this.#stream.next(); message !== undefined; message = this.#stream.next()) {
         const payload = message.payload.slice();
+        if (message.isReply) this.#awaited.delete(message.id);
         this.#replies.push({ ...message, payload, view: new DataView(payload.buffer), offset: 0 });
       }
     }
   }
 
-  /** The server waits at the twin socket. */
+  /** The server waits. */
+  #meanwhile(): void {
+    this.#read();
+    this.onWait();
+    if (this.isStubborn && this.#awaited.size > 0) return;
+    if (this.twin >= 0) this.#answerTwin();
+    this.#answer();
+  }
+
   #answerTwin(): void {
     const n = receiveStream(this.twin, output.address, output.length, [], false);
     if (n <= 0) return;
@@ -174,6 +195,7 @@ export class TestPeer {
     const message = stream.next()!;
     const { id, command } = message;
     const answer = this.onCommand(message);
+    if (answer === 'later') return;
     const bytes =
       typeof answer === 'number'
         ? encodeMessage({ id, command, flags: 0x21, error: answer })
@@ -182,14 +204,17 @@ export class TestPeer {
     sendStream(this.twin, output.address, bytes.length);
   }
 
-  /** The server waits: its command is answered. */
   #answer(): void {
-    this.#read();
     const at = this.#replies.findIndex((message) => !message.isReply);
     if (at < 0) return;
     const [message] = this.#replies.splice(at, 1);
     const answer = this.onCommand(message!);
     const { id, command } = message!;
+    if (answer !== 'later') this.answer(id, command, answer);
+  }
+
+  /** Answers a command of the server. */
+  answer(id: number, command: number, answer: Uint8Array | number): void {
     if (typeof answer === 'number') this.sendBytes(encodeMessage({ id, command, flags: 0x21, error: answer }));
     else this.sendBytes(encodeMessage({ id, command, flags: 1 }, answer));
   }

@@ -10,30 +10,41 @@ import {
   sendStream,
   sendStreamDescriptors,
   setReceiveTimeout,
-  waitFor,
+  waitForAny,
 } from '../../sys/index.ts';
 import { bufferLength, HEADER, type StreamLimits } from './codec.ts';
 
 /** How long a read that lingers waits for the next message. */
 export const LINGER_MS = 2;
+/** How long a client may leave its answers where they are. */
+export const FULL_MS = 5000;
 
 /** What `receive` answers when nothing is there. */
 export const NOTHING = -1;
 /** The other side is gone, or the connection is broken. */
 export const GONE = 0;
 
-/** How long `receive` waits: not at all, a moment, or until something comes. */
-export type Patience = 'none' | 'moment' | 'endless';
+/** What a wait ended with: something to read, the time, or the server's stop. */
+export type Waited = 'ready' | 'late' | 'stopped';
+
+/** How a send ended; `gone`: the other side, or the server is to stop; `full`: nothing was taken for `FULL_MS`. */
+export type Sent = 'sent' | 'gone' | 'full';
 
 export interface Transport {
   /** Two buffers for what comes in: while a command's payload lies in one, replies are read into the other. */
   readonly inputs: readonly [Uint8Array, Uint8Array];
   /** Where replies (0) and our own commands (1) are composed. */
   readonly outputs: readonly [Uint8Array, Uint8Array];
-  /** Reads into input `which` from `offset` on. The number of bytes, NOTHING or GONE. */
-  receive(which: 0 | 1, offset: number, descriptors: number[], patience: Patience): number;
-  /** Sends the first `length` bytes of output `which`, all of them. False: the other side is gone, or the server is to stop. */
-  send(which: 0 | 1, length: number, descriptors?: readonly number[]): boolean;
+  readonly fd: number;
+  /** Reads into input `which` from `offset` on; `lingers`: waits a moment for something to come. The number of bytes, NOTHING or GONE. */
+  receive(which: 0 | 1, offset: number, descriptors: number[], lingers: boolean): number;
+  /** Waits for something to read, here or at `other`; -1 milliseconds: until it comes. */
+  wait(milliseconds: number, other?: Transport): Waited;
+  /**
+   * Sends the first `length` bytes of output `which`, all of them. While the other side takes nothing, `whileFull` may read what it
+   * sends, so that two full sockets do not wait for each other; false: there is no room for more of it.
+   */
+  send(which: 0 | 1, length: number, descriptors?: readonly number[], whileFull?: () => boolean): Sent;
   close(): void;
 }
 
@@ -68,17 +79,32 @@ export class SocketTransport implements Transport {
     setReceiveTimeout(fd, LINGER_MS);
   }
 
-  receive(which: 0 | 1, offset: number, descriptors: number[], patience: Patience): number {
+  get fd(): number {
+    return this.#fd;
+  }
+
+  receive(which: 0 | 1, offset: number, descriptors: number[], lingers: boolean): number {
     const { address, length } = this.#buffers.inputs[which];
     if (!this.#isOpen) return GONE;
-    if (patience === 'endless' && !waitFor(this.#fd, 'read', this.#stop, -1)) return GONE;
-    const n = receiveStream(this.#fd, address + offset, length - offset, descriptors, patience === 'moment');
+    const n = receiveStream(this.#fd, address + offset, length - offset, descriptors, lingers);
     if (n >= 0) return n;
     return n === -EAGAIN ? NOTHING : GONE;
   }
 
-  send(which: 0 | 1, length: number, descriptors?: readonly number[]): boolean {
-    if (!this.#isOpen) return false;
+  wait(milliseconds: number, other?: Transport): Waited {
+    const end = milliseconds < 0 ? 0 : performance.now() + milliseconds;
+    const fds = [this.#fd, this.#stop, other?.fd ?? -1];
+    for (;;) {
+      const left = milliseconds < 0 ? -1 : Math.max(Math.ceil(end - performance.now()), 0);
+      const ready = waitForAny(fds, left);
+      if ((ready & 2) !== 0) return 'stopped';
+      if (ready !== 0) return 'ready';
+      if (left === 0) return 'late';
+    }
+  }
+
+  send(which: 0 | 1, length: number, descriptors?: readonly number[], whileFull?: () => boolean): Sent {
+    if (!this.#isOpen) return 'gone';
     const { address } = this.#buffers.outputs[which];
     let done = 0;
     while (done < length) {
@@ -87,9 +113,29 @@ export class SocketTransport implements Transport {
           ? sendStreamDescriptors(this.#fd, address, length, descriptors)
           : sendStream(this.#fd, address + done, length - done);
       if (n > 0) done += n;
-      else if (n !== -EAGAIN || !waitFor(this.#fd, 'write', this.#stop, -1)) return false;
+      else if (n !== -EAGAIN) return 'gone';
+      else {
+        const waited = this.#waitForRoom(whileFull);
+        if (waited !== 'ready') return waited === 'late' ? 'full' : 'gone';
+      }
     }
-    return true;
+    return 'sent';
+  }
+
+  #waitForRoom(whileFull: (() => boolean) | undefined): Waited {
+    let reads = whileFull !== undefined;
+    const end = performance.now() + FULL_MS;
+    for (;;) {
+      const left = Math.ceil(end - performance.now());
+      if (left <= 0) return 'late';
+      const ready = waitForAny([this.#fd, this.#stop], left, reads ? 'both' : 'write');
+      if ((ready & 2) !== 0) return 'stopped';
+      if (ready >>> 31 === 1) return 'ready';
+      // Broken, or something to read.
+      if ((ready & 1) === 0) continue;
+      if (!reads) return 'ready';
+      reads = whileFull!();
+    }
   }
 
   close(): void {
