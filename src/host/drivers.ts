@@ -190,15 +190,24 @@ export class Drivers implements DriverControl {
   }
 }
 
-/** Starts something that may end later; then the caller has to wait: Blocked, with `result`. */
-function waitFor(result: number, why: string, start: (done: () => void) => void): void {
+/**
+ * Starts something that may end later; then the caller has to wait: Blocked, with `result`. `then` is what remains to be done at the
+ * end; its refusal is the caller's.
+ */
+export function waitFor(
+  result: number,
+  why: string,
+  start: (done: () => void) => void,
+  then: () => void = () => {},
+): void {
   const blocked = new Blocked(result, why);
   let isDone = false;
   let isLate = false;
   start(() => {
     isDone = true;
-    if (isLate) blocked.end();
+    if (isLate) again(blocked, then);
   });
   isLate = true;
   if (!isDone) throw blocked;
+  then();
 }

@@ -74,16 +74,21 @@ function presetPath(name: string): URL {
 
 const FUNCTION_ADDRESS = /^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/;
 
-/** The schema, as a zod type. Loaded only for files of users: presets are checked by the tests. */
-export function hostSchema(z: typeof zod) {
-  const address = z
+/** An address in a host file. */
+function addressSchema(z: typeof zod) {
+  return z
     .string()
     .regex(FUNCTION_ADDRESS, 'expected an address such as "00:04.0" or "0000:00:04.0" (hexadecimal, lower case)');
+}
+
+/** One entry of `functions`. */
+function functionSchema(z: typeof zod) {
+  const address = addressSchema(z);
   const busAddress = z.union([
     z.int().min(0),
     z.string().regex(/^0x[0-9a-f]+$/i, 'expected a number or a string such as "0xfea00000"'),
   ]);
-  const fn = z
+  return z
     .strictObject({
       at: address.describe('Address of the function: [segment:]bus:slot.function'),
       model: z
@@ -109,6 +114,12 @@ export function hostSchema(z: typeof zod) {
         .optional(),
     })
     .describe('One PCI function');
+}
+
+/** The schema, as a zod type. Loaded only for files of users: presets are checked by the tests. */
+export function hostSchema(z: typeof zod) {
+  const address = addressSchema(z);
+  const fn = functionSchema(z);
   return z.strictObject({
     $schema: z.string().optional(),
     name: z.string().min(1),
@@ -174,8 +185,18 @@ export function parseHost(text: string, origin: string): HostConfig {
     throw new HostFileError(`${origin}: ${(error as Error).message.split('\n')[0]}`);
   }
   const { z } = load('zod') as typeof import('zod');
-  const result = hostSchema(z).safeParse(value);
-  if (result.success) return result.data as HostConfig;
+  return checked(hostSchema(z).safeParse(value), origin) as HostConfig;
+}
+
+/** One entry of `functions`, from data. HostFileError. */
+export function parseFunction(data: unknown, origin: string): FunctionConfig {
+  const { z } = load('zod') as typeof import('zod');
+  return checked(functionSchema(z).safeParse(data), origin) as FunctionConfig;
+}
+
+/** What passed its schema; else where it is wrong. */
+function checked(result: zod.ZodSafeParseResult<unknown>, origin: string): unknown {
+  if (result.success) return result.data;
   const issue = result.error.issues[0]!;
   const path = issue.path.reduce<string>(
     (at, key) => (typeof key === 'number' ? `${at}[${key}]` : at === '' ? String(key) : `${at}.${String(key)}`),

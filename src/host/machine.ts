@@ -20,8 +20,8 @@ import { Errno } from '../lib/errno.ts';
 import { AttributeFile } from './attribute-file.ts';
 import { Counters, type Invariants } from './counters.ts';
 import { DemandUpstream } from './demand-upstream.ts';
-import { Drivers } from './drivers.ts';
-import { type FunctionConfig, fullAddress, type HostConfig, HostFileError } from './host-file.ts';
+import { Drivers, waitFor } from './drivers.ts';
+import { type FunctionConfig, fullAddress, type HostConfig, HostFileError, parseFunction } from './host-file.ts';
 import { DeviceNodes, type NodeStat } from './nodes.ts';
 import { parseAddress, placeFunction, placeFunctions } from './place-functions.ts';
 import type { Platform } from './platform.ts';
@@ -50,6 +50,8 @@ export class Machine {
   readonly counters: Counters;
   readonly #nodes: DeviceNodes<Opener>;
   readonly #platform: Platform;
+  /** Functions that somebody described, at the start or later: without those that others made. */
+  readonly described: Map<PciFunction, FunctionConfig>;
 
   /** HostFileError: the description cannot be built. */
   constructor(config: HostConfig, platform: Platform) {
@@ -71,6 +73,7 @@ export class Machine {
       },
     });
     const placed = placeFunctions(config, this.pci, platform);
+    this.described = new Map(placed);
     this.iommu.reserveIds([...placed.values()].flatMap(({ group }) => (group === undefined ? [] : [group])));
 
     this.vfio = new VfioCore({
@@ -144,6 +147,7 @@ export class Machine {
     this.counters.publish(this.tree);
     this.drivers.bindAtStart(placed, config.bindOrder ?? []);
     this.drivers.core.watch();
+    this.pci.watch({ removed: (fn) => this.described.delete(fn) });
   }
 
   // ---- while it runs ----
@@ -163,13 +167,44 @@ export class Machine {
     }
     try {
       core.checkFree(fullAddress(config.at));
-      return core.expect({ group, override: driver ?? undefined }, () =>
+      const fn = core.expect({ group, override: driver ?? undefined }, () =>
         placeFunction(config, 'the new function', bus, this.#platform),
       );
+      this.described.set(fn, config);
+      return fn;
     } catch (error) {
       if (error instanceof Errno) throw new HostFileError(error.why);
       throw error;
     }
+  }
+
+  /** An entry as `plug` takes it, from data. HostFileError: where it is wrong. */
+  functionEntry(data: unknown): FunctionConfig {
+    return parseFunction(data, 'the new function');
+  }
+
+  /** `unplug` that its caller has to wait for: Blocked, while programs hold the function. */
+  takeOut(fn: PciFunction, how: 'ask' | 'pull'): void {
+    waitFor(0, `a program holds ${fn.name}, or something behind it`, (done) => this.unplug(fn, how, done));
+  }
+
+  /**
+   * Gives a function to a driver, also one that has no id for it; whatever driver has it lets go first. ENODEV: there is no such
+   * driver, or it does not take the function. Blocked: a program holds the function.
+   */
+  giveTo(fn: PciFunction, driver: string): void {
+    const { bus } = this.drivers;
+    if (!bus.drivers().includes(driver)) {
+      throw new Errno('ENODEV', `there is no driver '${driver}'; there are ${bus.drivers().join(', ')}`);
+    }
+    if (bus.driverOf(fn) === driver && !bus.isLeaving(fn)) return;
+    bus.setOverride(fn, driver);
+    waitFor(
+      0,
+      `a program holds ${fn.name}`,
+      (done) => bus.release(fn, done),
+      () => bus.bind(driver, fn.name),
+    );
   }
 
   /**

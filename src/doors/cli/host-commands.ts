@@ -41,15 +41,12 @@ function build(config: HostConfig): Machine {
 }
 
 /** One line for each function: address, class, ids, model, driver, group. */
-function list(machine: Machine): string[] {
-  const modelOf = new Map(
-    machine.config.functions.map((fn) => [fn.at.length === 7 ? `0000:${fn.at}` : fn.at, fn.model]),
-  );
+export function list(machine: Machine): string[] {
   const rows = machine.functions().map((fn) => {
     const group = machine.iommu.groupOf(fn)?.id;
     return [
       `${shortName(fn)} ${describe(fn)}`,
-      modelOf.get(fn.name) ?? '',
+      machine.described.get(fn)?.model ?? (fn.isVirtfn ? `VF of ${shortName(fn.physfn!)}` : ''),
       machine.drivers.driverOf(fn) ?? '(no driver)',
       group === undefined ? 'no group' : `group ${group}`,
     ];
@@ -64,7 +61,7 @@ function list(machine: Machine): string[] {
 }
 
 /** Each group with its members and why each of them is in it. */
-function listGroups(machine: Machine): string[] {
+export function listGroups(machine: Machine): string[] {
   const lines: string[] = [];
   const members = new Map<number, Fn[]>();
   for (const fn of machine.functions()) {

@@ -7,6 +7,7 @@
  */
 import type { Worker } from 'node:worker_threads';
 import { startThread } from '../run/thread.ts';
+import { addBoxCommands, showBox } from './box-command-line.ts';
 
 const FAILED = 125;
 
@@ -67,6 +68,8 @@ export async function main(args: readonly string[], streams: Streams = standard)
         .choices(['auto', 'mount', 'rewrite'])
         .default('auto'),
     )
+    .option('--name <name>', "what to call the box in 'vfiobox host … --box NAME' (its process number always works)")
+    .option('--control <path>', 'where its control socket is, instead of the folder of the user')
     .addOption(new Option('--check-left', 'print what was left at the end, and fail when it is not nothing').hideHelp())
     .addOption(new Option('--timings', 'print where the time of the start went').hideHelp())
     .action(async (name: string, rest: string[], options: RunFlags) => {
@@ -81,6 +84,8 @@ export async function main(args: readonly string[], streams: Streams = standard)
             sysfs: options.sysfs,
             checkLeft: options.checkLeft ?? false,
             timings: options.timings ?? false,
+            name: options.name,
+            control: options.control,
             command: [name, ...rest],
           },
           thread ?? startThread(),
@@ -135,13 +140,24 @@ export async function main(args: readonly string[], streams: Streams = standard)
       }
     });
 
-  const host = program.command('host').description('Look at the machine that programs will see');
+  const host = program
+    .command('host')
+    .description('Look at the machine that programs will see, and change it while it runs');
   const hostCommand = (name: string, description: string): void => {
     host
       .command(name)
       .description(description)
       .addOption(hostOption())
-      .action(async (options: { host: string }) => {
+      .addOption(
+        new Option('--box <name|pid|path>', 'instead: a box that is running')
+          .conflicts('host')
+          .hideHelp(name === 'check'),
+      )
+      .action(async (options: { host: string; box?: string }) => {
+        if (options.box !== undefined && name !== 'check') {
+          status = await showBox(name, options.box, { ...streams, fail });
+          return;
+        }
         const { hostCommands } = await import('./host-commands.ts');
         status = hostCommands(name, options.host, streams.out, fail);
       });
@@ -149,6 +165,9 @@ export async function main(args: readonly string[], streams: Streams = standard)
   hostCommand('ls', 'list its functions, as lspci does');
   hostCommand('groups', 'list its IOMMU groups, and why each member is where it is');
   hostCommand('check', 'check a host file');
+  addBoxCommands(host, { ...streams, fail }, (ended) => {
+    status = ended;
+  });
 
   program
     .command('decode')
@@ -188,6 +207,8 @@ interface ServeFlags {
 }
 
 interface RunFlags {
+  name?: string;
+  control?: string;
   host: string;
   explain: boolean;
   trace?: string;

@@ -4,10 +4,18 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Blocked, explainDma, type HostConfig, type Invariants, Machine } from '../../host/index.ts';
-import { closeDescriptor, createEventfd, NativeShared, raiseDescriptorLimit, readEventfd } from '../../sys/index.ts';
+import {
+  closeDescriptor,
+  createEventfd,
+  NativeShared,
+  raiseDescriptorLimit,
+  readEventfd,
+  SystemError,
+} from '../../sys/index.ts';
 import { CallDoor } from './call-door.ts';
 import { openCharacter } from './character.ts';
 import { Connections } from './connections.ts';
+import { ControlSocket } from './control.ts';
 import { FetchedDescriptors } from './descriptors.ts';
 import { EventLoop } from './event-loop.ts';
 import { Handles } from './handles.ts';
@@ -23,6 +31,8 @@ export interface BoxOptions {
   readonly explain: boolean;
   readonly trace: string | undefined;
   readonly seed: number | undefined;
+  /** The control socket; `isWanted`: somebody asked for it, so that not having it is an error. */
+  readonly control?: { readonly path: string; readonly name: string | undefined; readonly isWanted: boolean };
   /** Whether a mount plan is wanted. */
   readonly plan: boolean;
 }
@@ -34,6 +44,8 @@ export interface BoxAddress {
   readonly prefixes: readonly string[];
   /** Path of the mount plan, undefined when none was wanted. */
   readonly plan: string | undefined;
+  /** Whether the control socket is there. */
+  readonly hasControl: boolean;
   /** Eventfd that ends the box when it is written to. */
   readonly stop: number;
 }
@@ -55,6 +67,7 @@ export class Box {
   readonly #trace: TraceFile | undefined;
   readonly #tree: TreeFolder;
   readonly #stopSlot: number;
+  readonly #control: ControlSocket | undefined;
   #traceError: string | undefined;
 
   /** Builds the machine, writes the tree and listens. HostFileError, SystemError, TraceError. */
@@ -103,7 +116,8 @@ export class Box {
       mkdirSync(stash);
       writeFileSync(plan, `${mountPlan(prefixes, folder, stash).join('\n')}\n`);
     }
-    this.address = { socket, prefixes, plan, stop };
+    this.#control = this.#listenForControl(options.control);
+    this.address = { socket, prefixes, plan, stop, hasControl: this.#control !== undefined };
     this.#loop.onError = (error) => this.#bug(error, 'an event');
     this.#loop.onIdle = () => {
       this.#flush();
@@ -115,6 +129,7 @@ export class Box {
   /** Serves programs until somebody writes to `address.stop`; then releases everything. */
   run(): BoxEnd {
     this.#loop.run();
+    this.#control?.close();
     this.#connections.closeAll();
     this.#handles.closeAll();
     const left = this.machine.counters.now();
@@ -128,6 +143,19 @@ export class Box {
     closeDescriptor(this.address.stop);
     this.#loop.close();
     return { left, traceError: this.#traceError };
+  }
+
+  /** SystemError: it was asked for and cannot be had. */
+  #listenForControl(control: BoxOptions['control']): ControlSocket | undefined {
+    if (control === undefined) return undefined;
+    try {
+      return new ControlSocket(this.#loop, this.machine, control.path, control.name, (error, command) =>
+        this.#bug(error, `the command ${command}`),
+      );
+    } catch (error) {
+      if (control.isWanted || !(error instanceof SystemError)) throw error;
+      return undefined;
+    }
   }
 
   #allocate(name: string, length: number): NativeShared {

@@ -7,12 +7,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { accessSync, constants, mkdtempSync, rmSync, writeSync } from 'node:fs';
 import { constants as os, tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { isatty } from 'node:tty';
 import { fileURLToPath } from 'node:url';
 import type { Worker } from 'node:worker_threads';
 import type { BoxAddress, BoxEnd } from './box.ts';
 import type { BoxNews, BoxRequest } from './box-thread.ts';
+import { badName, controlFolder, controlSocketFor, removeControlSocket } from './control-path.ts';
 import { startThread } from './thread.ts';
 
 export interface RunOptions {
@@ -24,6 +25,10 @@ export interface RunOptions {
   readonly sysfs: 'auto' | 'mount' | 'rewrite';
   /** Prints what was left at the end as a JSON line on stderr, and fails when it is not nothing. */
   readonly checkLeft: boolean;
+  /** What the box is called, beside its process number. */
+  readonly name?: string | undefined;
+  /** Path of the control socket. */
+  readonly control?: string | undefined;
   /** Prints where the time of the start went. */
   readonly timings: boolean;
   /** The program and its arguments. */
@@ -44,8 +49,10 @@ const built = (name: string): string => fileURLToPath(new URL(`../../../../build
 export async function run(options: RunOptions, thread: Worker = startThread()): Promise<number> {
   const times: [string, number][] = [['command line read', performance.now()]];
   for (const name of ['libvfiobox.so', 'vfiobox-launch']) requireBuilt(built(name));
+  const control = controlOf(options);
   const folder = makeFolder();
   let address: BoxAddress | undefined;
+  let hasControl = false;
   const stop = (): void => {
     if (address !== undefined) writeSync(address.stop, new Uint8Array([1, 0, 0, 0, 0, 0, 0, 0]));
     address = undefined;
@@ -53,6 +60,7 @@ export async function run(options: RunOptions, thread: Worker = startThread()): 
   // A thread that waits in the system would otherwise keep the process from ending.
   const onExit = (): void => {
     stop();
+    if (hasControl) removeControlSocket(control!);
     rmSync(folder, { recursive: true, force: true });
   };
   process.once('exit', onExit);
@@ -60,9 +68,20 @@ export async function run(options: RunOptions, thread: Worker = startThread()): 
   const child = new Child();
   try {
     const { host, explain, trace, seed, sysfs } = options;
-    thread.postMessage({ host, folder, explain, trace, seed, plan: sysfs !== 'rewrite' } satisfies BoxRequest);
+    thread.postMessage({
+      host,
+      folder,
+      explain,
+      trace,
+      seed,
+      plan: sysfs !== 'rewrite',
+      ...(control !== undefined && {
+        control: { path: control, name: options.name, isWanted: (options.control ?? options.name) !== undefined },
+      }),
+    } satisfies BoxRequest);
     const listening = await box.listening;
     address = listening;
+    hasControl = listening.hasControl;
     times.push(['box listens', performance.now()]);
     const status = await child.run(listening, folder, options);
     times.push(['program ended', performance.now()]);
@@ -75,9 +94,20 @@ export async function run(options: RunOptions, thread: Worker = startThread()): 
     stop();
     process.removeListener('exit', onExit);
     rmSync(folder, { recursive: true, force: true });
+    if (hasControl) removeControlSocket(control!);
     times.push(['folder removed', performance.now()]);
     if (options.timings) for (const [what, at] of times) process.stderr.write(`vfiobox: ${at.toFixed(0)} ms ${what}\n`);
   }
+}
+
+/** Where the control socket is to be. Undefined: nowhere, and nobody asked for it. RunError. */
+function controlOf({ name, control }: RunOptions): string | undefined {
+  const bad = name === undefined ? undefined : badName(name);
+  if (bad !== undefined) throw new RunError(bad);
+  if (control !== undefined) return resolve(control);
+  const path = controlSocketFor(name);
+  if (path !== undefined || name === undefined) return path;
+  throw new RunError(`the folder ${controlFolder()} cannot be used, so the box cannot have a name; use --control`);
 }
 
 function requireBuilt(path: string): void {
