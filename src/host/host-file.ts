@@ -177,15 +177,19 @@ export function isModelFile(name: string): boolean {
 
 /** As `loadHost`, from a text; paths of model files stay as they are. `origin` is its name in messages; a name that ends in .yaml or .yml makes it YAML. */
 export function parseHost(text: string, origin: string): HostConfig {
-  let value: unknown;
+  const value = parseText(text, origin);
+  const { z } = load('zod') as typeof import('zod');
+  return checked(hostSchema(z).safeParse(value), origin) as HostConfig;
+}
+
+/** The data of a JSON or YAML text, by the name of its file. HostFileError: it is neither. */
+export function parseText(text: string, origin: string): unknown {
   try {
     const isYaml = /\.ya?ml$/.test(origin);
-    value = isYaml ? (load('yaml') as typeof import('yaml')).parse(text) : JSON.parse(text);
+    return isYaml ? (load('yaml') as typeof import('yaml')).parse(text) : JSON.parse(text);
   } catch (error) {
     throw new HostFileError(`${origin}: ${(error as Error).message.split('\n')[0]}`);
   }
-  const { z } = load('zod') as typeof import('zod');
-  return checked(hostSchema(z).safeParse(value), origin) as HostConfig;
 }
 
 /** One entry of `functions`, from data. HostFileError. */

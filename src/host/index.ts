@@ -12,7 +12,15 @@ export type { Invariants } from './counters.ts';
 export type { DmaMiss } from './demand-upstream.ts';
 export { explainDma } from './dma-refusals.ts';
 export { decodeFaultLog, type FaultReport, faultReportLines } from './fault-report/report.ts';
-export { type HostConfig, HostFileError, isModelFile, loadHost, parseHost, presetNames } from './host-file.ts';
+export {
+  type HostConfig,
+  HostFileError,
+  isModelFile,
+  loadHost,
+  parseHost,
+  parseText,
+  presetNames,
+} from './host-file.ts';
 export { loadModel } from './load-model.ts';
 export { Machine } from './machine.ts';
 export type { NodeStat } from './nodes.ts';
@@ -24,4 +32,5 @@ export {
   type ProcessIdentity,
   type ProcessRights,
 } from './process.ts';
+export { loadZod, type Schema, type Zod } from './schema.ts';
 export type { SysfsTree, TreeWriter } from './sysfs/tree.ts';

@@ -1,8 +1,7 @@
 /** `vfiobox host … --box`: commands for a box that is running. */
 import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { dirname, resolve } from 'node:path';
-import { isModelFile } from '../../host/index.ts';
+import { HostFileError, isModelFile, parseText } from '../../host/index.ts';
 import { BoxClient, BoxError, runningBoxes } from './box-client.ts';
 
 export interface BoxOptions {
@@ -19,8 +18,6 @@ export interface BoxStreams {
   /** Prints a message and gives the exit status of a failure. */
   fail(message: string): number;
 }
-
-const load = createRequire(import.meta.url);
 
 /** Asks a running box for a command; the result is the exit status. `show` makes lines of what it answers. */
 export async function askBox(
@@ -74,10 +71,10 @@ export function plugEntries(file: string | undefined, flags: PlugFlags): object[
   if (flags.model !== undefined || flags.at !== undefined) throw new BoxError('give either a file or --model and --at');
   let value: unknown;
   try {
-    const text = readFileSync(file === '-' ? 0 : file, 'utf8');
-    value = /\.ya?ml$/.test(file) ? (load('yaml') as typeof import('yaml')).parse(text) : JSON.parse(text);
+    value = parseText(readFileSync(file === '-' ? 0 : file, 'utf8'), file);
   } catch (error) {
-    throw new BoxError(`cannot read '${file}': ${(error as Error).message.split('\n')[0]}`);
+    if (error instanceof HostFileError) throw new BoxError(error.message);
+    throw new BoxError(`cannot read '${file}': ${(error as NodeJS.ErrnoException).code}`);
   }
   const list = Array.isArray(value) ? value : ((value as { functions?: unknown } | null)?.functions ?? [value]);
   if (!Array.isArray(list) || list.some((entry) => typeof entry !== 'object' || entry === null)) {

@@ -2,8 +2,7 @@
  * What can be asked of a running box. A new command adds one entry: what it takes, checked before it runs, and what it does. Its result
  * travels as JSON. Errno, HostFileError: refused, with the reason. Blocked: it has begun, and the result comes later.
  */
-import type { z as zod } from 'zod';
-import type { Machine } from '../../host/index.ts';
+import type { Machine, Schema, Zod } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import { list, listGroups } from '../cli/host-commands.ts';
 
@@ -12,17 +11,13 @@ type Fn = ReturnType<Machine['functions']>[number];
 export interface ControlCommand {
   readonly description: string;
   /** Of the member `arguments` of a request. */
-  schema(z: typeof zod): zod.ZodType;
+  schema(z: Zod): Schema;
   /** `given` has passed the schema. */
   run(machine: Machine, given: never): unknown;
 }
 
 /** Couples a command's schema with what it does. */
-function command<T>(
-  description: string,
-  schema: (z: typeof zod) => zod.ZodType<T>,
-  run: (machine: Machine, given: T) => unknown,
-) {
+function command<T>(description: string, schema: (z: Zod) => Schema<T>, run: (machine: Machine, given: T) => unknown) {
   return { description, schema, run } satisfies {
     description: string;
     schema: unknown;
@@ -31,7 +26,7 @@ function command<T>(
 }
 
 /** `0000:00:04.0` or `00:04.0`. */
-function address(z: typeof zod) {
+function address(z: Zod) {
   return z
     .string()
     .regex(/^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/, 'expected an address such as 0000:00:04.0')

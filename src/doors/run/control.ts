@@ -6,8 +6,7 @@
  * cut off; nothing here waits for one.
  */
 import { chmodSync } from 'node:fs';
-import { createRequire } from 'node:module';
-import { Blocked, HostFileError, type Machine } from '../../host/index.ts';
+import { Blocked, HostFileError, loadZod, type Machine } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import {
   acceptStream,
@@ -30,8 +29,6 @@ const LONGEST_LINE = 1 << 20;
 const LONGEST_BACKLOG = 64 << 20;
 const PIECE = 65536;
 const RETRY = 2e6;
-
-const load = createRequire(import.meta.url);
 
 /** What a client is told of the box when it connects. */
 export interface ControlGreeting {
@@ -87,7 +84,7 @@ export class ControlSocket {
 
   /** Carries out one line. The answer, or answers, go to `reply`. */
   #line(line: string, reply: (reply: ControlReply) => void): void {
-    const { z } = load('zod') as typeof import('zod');
+    const z = loadZod();
     let value: unknown;
     try {
       value = JSON.parse(line);
