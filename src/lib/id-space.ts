@@ -19,52 +19,82 @@ class Part {
   /** Numbers that the bitmaps have room for: 2^10, 2^15 or 2^20. */
   capacity = 1024;
   used = 0;
-  /** `levels[0]` has a bit for each number, `levels[n + 1]` one for each word of `levels[n]` that is full. The top is one word. */
-  levels: Int32Array[] = [new Int32Array(32), new Int32Array(1)];
+  /** A bit for each number. */
+  bits: Int32Array = new Int32Array(32);
+  /** `summaries[0]` has a bit for each word of `bits` that is full, `summaries[n + 1]` one for each full word of the one before. */
+  summaries: Int32Array[] = [new Int32Array(1)];
+  /** No number below is free. */
+  #floor = 0;
 
   has(at: number): boolean {
-    return at < this.capacity && (this.levels[0]![at >>> 5]! & (1 << (at & 31))) !== 0;
+    return at < this.capacity && (this.bits[at >>> 5]! & (1 << (at & 31))) !== 0;
   }
 
   /** The lowest free number from `from` on, -1 when there is none. */
   nextFree(from: number): number {
-    if (from >= this.capacity) return from < PART_SIZE ? from : -1;
-    const { levels } = this;
-    let index = from;
-    for (let n = 0; n < levels.length; n++) {
-      const word = index >>> 5;
-      if (word >= levels[n]!.length) break;
-      const free = ~levels[n]![word]! & (-1 << (index & 31));
-      if (free === 0) {
-        index = word + 1;
-        continue;
-      }
-      index = word * 32 + lowestBit(free);
-      while (n > 0) index = index * 32 + lowestBit(~levels[--n]![index]!);
-      return index;
-    }
-    return this.capacity < PART_SIZE ? this.capacity : -1;
+    const at = from < this.#floor ? this.#floor : from;
+    if (at >= this.capacity) return at < PART_SIZE ? at : -1;
+    const word = at >>> 5;
+    const free = ~this.bits[word]! & (-1 << (at & 31));
+    return free !== 0 ? word * 32 + lowestBit(free) : this.#climb(word + 1);
   }
 
   set(at: number): void {
     while (at >= this.capacity) this.#grow();
     this.used++;
-    let index = at;
-    for (const level of this.levels) {
-      const word = index >>> 5;
-      level[word] = level[word]! | (1 << (index & 31));
-      if (level[word] !== -1) return;
-      index = word;
-    }
+    if (at === this.#floor) this.#floor = at + 1;
+    const word = at >>> 5;
+    const value = this.bits[word]! | (1 << (at & 31));
+    this.bits[word] = value;
+    if (value === -1) this.#filled(word);
   }
 
   clear(at: number): void {
     this.used--;
-    let index = at;
-    for (const level of this.levels) {
+    if (at < this.#floor) this.#floor = at;
+    const word = at >>> 5;
+    const value = this.bits[word]!;
+    this.bits[word] = value & ~(1 << (at & 31));
+    if (value === -1) this.#opened(word);
+  }
+
+  /** The lowest free number in word `from` of `bits` or above. */
+  #climb(from: number): number {
+    const { summaries } = this;
+    let index = from;
+    for (let n = 0; n < summaries.length; n++) {
       const word = index >>> 5;
-      const wasFull = level[word] === -1;
-      level[word] = level[word]! & ~(1 << (index & 31));
+      if (word >= summaries[n]!.length) break;
+      const open = ~summaries[n]![word]! & (-1 << (index & 31));
+      if (open === 0) {
+        index = word + 1;
+        continue;
+      }
+      index = word * 32 + lowestBit(open);
+      while (n > 0) index = index * 32 + lowestBit(~summaries[--n]![index]!);
+      return index * 32 + lowestBit(~this.bits[index]!);
+    }
+    return this.capacity < PART_SIZE ? this.capacity : -1;
+  }
+
+  #filled(full: number): void {
+    let index = full;
+    for (let n = 0; n < this.summaries.length; n++) {
+      const summary = this.summaries[n]!;
+      const word = index >>> 5;
+      summary[word] = summary[word]! | (1 << (index & 31));
+      if (summary[word] !== -1) return;
+      index = word;
+    }
+  }
+
+  #opened(open: number): void {
+    let index = open;
+    for (let n = 0; n < this.summaries.length; n++) {
+      const summary = this.summaries[n]!;
+      const word = index >>> 5;
+      const wasFull = summary[word] === -1;
+      summary[word] = summary[word]! & ~(1 << (index & 31));
       if (!wasFull) return;
       index = word;
     }
@@ -72,7 +102,7 @@ class Part {
 
   /** The lowest used number from `from` on, -1 when there is none. */
   nextUsed(from: number): number {
-    const bits = this.levels[0]!;
+    const { bits } = this;
     let word = from >>> 5;
     if (word >= bits.length) return -1;
     let rest = bits[word]! & (-1 << (from & 31));
@@ -84,15 +114,17 @@ class Part {
   }
 
   #grow(): void {
-    const wasFull = this.levels.at(-1)![0] === -1;
+    const wasFull = this.summaries.at(-1)![0] === -1;
     this.capacity *= 32;
-    this.levels = this.levels.map((level) => {
-      const wider = new Int32Array(level.length * 32);
-      wider.set(level);
-      return wider;
-    });
-    this.levels.push(Int32Array.of(wasFull ? 1 : 0));
+    this.bits = widened(this.bits);
+    this.summaries = [...this.summaries.map(widened), Int32Array.of(wasFull ? 1 : 0)];
   }
+}
+
+function widened(level: Int32Array): Int32Array {
+  const wider = new Int32Array(level.length * 32);
+  wider.set(level);
+  return wider;
 }
 
 export class IdSpace {
@@ -107,8 +139,8 @@ export class IdSpace {
   }
 
   has(id: number): boolean {
-    const part = id < PART_SIZE ? this.#first : this.#others.get(Math.floor(id / PART_SIZE));
-    return part?.has(id & PART_MASK) ?? false;
+    if (id < PART_SIZE) return this.#first.has(id);
+    return this.#others.get(Math.floor(id / PART_SIZE))?.has(id & PART_MASK) ?? false;
   }
 
   /** Takes the lowest free number of `first` to `last` (both included, below 2^32). -1: none is free. */
@@ -150,11 +182,16 @@ export class IdSpace {
   /** Gives a number back. False: it was not in use. */
   release(id: number): boolean {
     if (!this.has(id)) return false;
+    if (id < PART_SIZE) {
+      this.#first.clear(id);
+      this.#used--;
+      return true;
+    }
     const index = Math.floor(id / PART_SIZE);
-    const part = index === 0 ? this.#first : this.#others.get(index)!;
+    const part = this.#others.get(index)!;
     part.clear(id & PART_MASK);
     this.#used--;
-    if (index > 0) this.#drop(index, part);
+    this.#drop(index, part);
     return true;
   }
 

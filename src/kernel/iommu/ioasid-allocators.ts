@@ -25,23 +25,22 @@ export interface IoasidAllocatorOps {
   readonly pdata?: unknown;
 }
 
-/** What an id stands for, as a backend's table keeps it. */
-export interface IoasidEntry {
-  readonly id: number;
-  readonly set: object | null;
-  data: object | null;
-  refs: number;
-}
-
-/** Entries of one table page. */
+/** Ids of one table page. */
 const PAGE = 1024;
 
-/** One table of ids. */
+/** What the ids of one page of a table stand for. An id that is not out has neither set nor data. */
+export class EntryPage {
+  readonly refs = new Int32Array(PAGE);
+  readonly sets: (object | null)[] = new Array<object | null>(PAGE).fill(null);
+  readonly data: (object | null)[] = new Array<object | null>(PAGE).fill(null);
+}
+
+/** One table of ids. An entry is a page and a slot in it, for there may be a million. */
 export class Backend {
   /** Those who registered it; empty for the default one. The first one serves. */
   readonly sharers: IoasidAllocatorOps[] = [];
   readonly ids = new IdSpace();
-  readonly #pages: (IoasidEntry | undefined)[][] = [];
+  readonly #pages: (EntryPage | undefined)[] = [];
 
   get isCustom(): boolean {
     return this.sharers.length > 0;
@@ -53,26 +52,42 @@ export class Backend {
     return first !== undefined && first.alloc === ops.alloc && first.free === ops.free;
   }
 
-  entry(id: number): IoasidEntry | undefined {
-    return this.#pages[Math.floor(id / PAGE)]?.[id % PAGE];
+  /** The page of an id that is out, at slot `slotOf(id)`. Undefined: it is not out. */
+  page(id: number): EntryPage | undefined {
+    if (!this.ids.has(id)) return undefined;
+    return this.#pages[pageOf(id)];
   }
 
-  /** The id must be taken in `ids` before. */
-  store(entry: IoasidEntry): void {
-    const index = Math.floor(entry.id / PAGE);
+  /** Makes the entry of an id that was taken in `ids`, with one reference. */
+  store(id: number, set: object | null, data: object | null): void {
+    const index = pageOf(id);
     let page = this.#pages[index];
     if (page === undefined) {
-      page = new Array<IoasidEntry | undefined>(PAGE).fill(undefined);
+      page = new EntryPage();
       this.#pages[index] = page;
     }
-    page[entry.id % PAGE] = entry;
+    const slot = slotOf(id);
+    page.refs[slot] = 1;
+    page.sets[slot] = set;
+    page.data[slot] = data;
   }
 
   erase(id: number): void {
-    const page = this.#pages[Math.floor(id / PAGE)];
-    if (page !== undefined) page[id % PAGE] = undefined;
+    const page = this.#pages[pageOf(id)]!;
+    const slot = slotOf(id);
+    page.refs[slot] = 0;
+    page.sets[slot] = null;
+    page.data[slot] = null;
     this.ids.release(id);
   }
+}
+
+function pageOf(id: number): number {
+  return Math.floor(id / PAGE);
+}
+
+export function slotOf(id: number): number {
+  return id % PAGE;
 }
 
 export class Backends {

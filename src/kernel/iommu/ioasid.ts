@@ -8,7 +8,7 @@
  * getter take a reference.
  */
 import { Errno } from '../../lib/errno.ts';
-import { Backends, INVALID_IOASID, type IoasidAllocatorOps, type IoasidEntry } from './ioasid-allocators.ts';
+import { type Backend, Backends, INVALID_IOASID, type IoasidAllocatorOps, slotOf } from './ioasid-allocators.ts';
 import { ReadSections } from './ioasid-readers.ts';
 
 export { INVALID_IOASID, type IoasidAllocatorOps } from './ioasid-allocators.ts';
@@ -63,7 +63,7 @@ export class Ioasids {
   readonly #later: (() => void)[] = [];
   /** `forEach` is at work: these go afterwards. */
   #visitors = 0;
-  readonly #doomed: IoasidEntry[] = [];
+  readonly #doomed: { readonly backend: Backend; readonly id: number }[] = [];
 
   constructor(options: IoasidOptions = {}) {
     this.#isStrict = options.strictRange ?? false;
@@ -120,7 +120,7 @@ export class Ioasids {
     if (ops === undefined) {
       const id = backend.ids.allocate(min, max);
       if (id < 0) return INVALID_IOASID;
-      backend.store({ id, set, data, refs: 1 });
+      backend.store(id, set, data);
       this.#charge(set, 1);
       return id;
     }
@@ -160,9 +160,9 @@ export class Ioasids {
    * ENOENT.
    */
   setData(id: number, data: object | null, disposable: () => void = () => {}): void {
-    const entry = this.#backends.active.entry(id);
-    if (entry === undefined) throw new Errno('ENOENT', `there is no id ${id}`);
-    entry.data = data;
+    const page = this.#backends.active.page(id);
+    if (page === undefined) throw new Errno('ENOENT', `there is no id ${id}`);
+    page.data[slotOf(id)] = data;
     this.readers.afterGrace(disposable);
   }
 
@@ -173,31 +173,39 @@ export class Ioasids {
   find<T extends object>(set: IoasidSet<T>, id: number, getter?: (value: T) => boolean): T | null | IoasidError;
   find(set: null, id: number, getter?: (value: object) => boolean): object | null | IoasidError;
   find<T extends object>(set: IoasidSet<T> | null, id: number, getter?: (value: T) => boolean): unknown {
-    const entry = this.#backends.active.entry(id);
-    if (entry === undefined) return ENOENT;
-    if (set !== null && entry.set !== set) return EACCES;
-    const { data } = entry;
+    const page = this.#backends.active.page(id);
+    if (page === undefined) return ENOENT;
+    if (set !== null && page.sets[slotOf(id)] !== set) return EACCES;
+    const data = page.data[slotOf(id)]!;
     if (data !== null && getter !== undefined && !getter(data as T)) return null;
     return data;
   }
 
   /** One more reference. */
   get(id: number): void {
-    const entry = this.#backends.active.entry(id);
-    if (entry === undefined || entry.refs === 0) this.#warn(`a reference to id ${id}, which is not out`);
-    else entry.refs++;
+    if (this.refsOf(id) === 0) {
+      this.#warn(`a reference to id ${id}, which is not out`);
+      return;
+    }
+    const { refs } = this.#backends.active.page(id)!;
+    refs[slotOf(id)] = refs[slotOf(id)]! + 1;
   }
 
   /** One reference less. True: it was the last one, and the id is free. False also when the id is not out. */
   put(id: number): boolean {
-    const entry = this.#backends.active.entry(id);
-    if (entry === undefined || entry.refs === 0) {
+    const backend = this.#backends.active;
+    const page = backend.page(id);
+    const slot = slotOf(id);
+    if (page === undefined || page.refs[slot] === 0) {
       this.#warn(`id ${id} was put, which is not out`);
       return false;
     }
-    if (--entry.refs > 0) return false;
-    if (this.#visitors > 0) this.#doomed.push(entry);
-    else this.#erase(entry);
+    const left = page.refs[slot]! - 1;
+    page.refs[slot] = left;
+    if (left > 0) return false;
+    if (this.#visitors > 0) this.#doomed.push({ backend, id });
+    else if (this.#isBusy || backend.isCustom) this.whenIdle(() => this.#erase(backend, id));
+    else this.#forget(backend, id);
     return true;
   }
 
@@ -208,7 +216,7 @@ export class Ioasids {
 
   /** References of an id, 0 when it is not out. */
   refsOf(id: number): number {
-    return this.#backends.active.entry(id)?.refs ?? 0;
+    return this.#backends.active.page(id)?.refs[slotOf(id)] ?? 0;
   }
 
   /**
@@ -217,20 +225,21 @@ export class Ioasids {
    */
   forEach<T extends object>(set: IoasidSet<T>, visit: (id: number, data: T | null) => number): number {
     const { active } = this.#backends;
-    const found: IoasidEntry[] = [];
+    const found: number[] = [];
     for (let id = active.ids.next(0); id >= 0; id = active.ids.next(id + 1)) {
-      const entry = active.entry(id);
-      if (entry?.set === set) found.push(entry);
+      if (active.page(id)!.sets[slotOf(id)] === set) found.push(id);
     }
     this.#visitors++;
     try {
-      for (const { id, data } of found) {
-        const result = visit(id, data as T | null);
+      for (const id of found) {
+        const result = visit(id, (active.page(id)?.data[slotOf(id)] ?? null) as T | null);
         if (result !== 0) return result;
       }
       return 0;
     } finally {
-      if (--this.#visitors === 0) for (const entry of this.#doomed.splice(0)) this.#erase(entry);
+      if (--this.#visitors === 0) {
+        for (const { backend, id } of this.#doomed.splice(0)) this.whenIdle(() => this.#erase(backend, id));
+      }
     }
   }
 
@@ -257,28 +266,32 @@ export class Ioasids {
       ops.free(id, ops.pdata);
       return INVALID_IOASID;
     }
-    backend.store({ id, set, data, refs: 1 });
+    backend.store(id, set, data);
     this.#charge(set, 1);
     return id;
   }
 
-  #erase(entry: IoasidEntry): void {
-    this.whenIdle(() => {
-      const backend = this.#backends.active;
-      // The allocator that gave it may have been unregistered meanwhile: then the id was lost with it.
-      if (backend.entry(entry.id) !== entry) return;
-      const ops = backend.sharers[0];
-      if (ops !== undefined) {
-        this.#isBusy = true;
-        ops.free(entry.id, ops.pdata);
-      }
-      backend.erase(entry.id);
-      this.#charge(entry.set, -1);
-      this.reclaiming++;
-      this.readers.afterGrace(() => {
-        this.reclaiming--;
-      });
-      if (ops !== undefined) this.#idle();
+  /** The last reference is gone and nobody is at work: the allocator gets the id back, if it is still there. */
+  #erase(backend: Backend, id: number): void {
+    if (this.#backends.active !== backend) return;
+    const ops = backend.sharers[0];
+    if (ops === undefined) {
+      this.#forget(backend, id);
+      return;
+    }
+    this.#isBusy = true;
+    ops.free(id, ops.pdata);
+    this.#forget(backend, id);
+    this.#idle();
+  }
+
+  #forget(backend: Backend, id: number): void {
+    this.#charge(backend.page(id)!.sets[slotOf(id)]!, -1);
+    backend.erase(id);
+    if (this.readers.live === 0) return;
+    this.reclaiming++;
+    this.readers.afterGrace(() => {
+      this.reclaiming--;
     });
   }
 
