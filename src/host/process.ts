@@ -124,7 +124,7 @@ export class DescriptorTable implements DescriptorSource {
     if (users > 0) this.#users.set(file, users);
     else {
       this.#users.delete(file);
-      file.release();
+      file.close();
     }
   }
 

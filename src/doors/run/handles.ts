@@ -82,7 +82,7 @@ export class Handles {
     );
     const pair = this.#pair;
     if (namedPair(name, pair) < 0) {
-      file.release();
+      file.close();
       throw new Errno('ENFILE', `the box has no descriptor left (${this.#handles.size} handles are open)`);
     }
     const fd = pair.ours;
@@ -91,7 +91,7 @@ export class Handles {
     if (handle.slot < 0) {
       closeDescriptor(fd);
       closeDescriptor(pair.theirs);
-      file.release();
+      file.close();
       throw new Errno('ENFILE', 'the box cannot watch one more handle');
     }
     // poll() on the program's end then says "readable and writable", as on the kernel's files that have nothing to wait for.
@@ -123,7 +123,7 @@ export class Handles {
     this.#loop.remove(handle.fd, handle.slot);
     closeDescriptor(handle.fd);
     try {
-      handle.file.release();
+      handle.file.close();
       this.#events.closed(handle);
     } catch (error) {
       this.#events.failed(error, handle);

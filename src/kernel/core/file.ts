@@ -38,6 +38,8 @@ export abstract class File {
   abstract readonly path: string;
   /** Of the file as read() and write() use it. */
   position = 0;
+  #holds = 0;
+  #isClosed = false;
 
   ioctl(_task: Task, _request: number, _argument: bigint): IoctlResult {
     throw new Errno('ENOTTY', `${this.path} has no ioctls`);
@@ -67,8 +69,24 @@ export abstract class File {
     throw new Errno('ENODEV', `${this.path} cannot be mapped`);
   }
 
-  /** The last descriptor and mapping are gone. Cannot fail. */
+  /** The last descriptor and mapping are gone, and nobody in the kernel holds the file. Cannot fail. */
   release(): void {}
+
+  /** Called by doors: the last descriptor and mapping are gone. The file lives on while somebody in the kernel holds it. */
+  close(): void {
+    this.#isClosed = true;
+    if (this.#holds === 0) this.release();
+  }
+
+  /** A reference of the kernel: the file is not released before `drop`. */
+  hold(): void {
+    this.#holds++;
+  }
+
+  drop(): void {
+    if (this.#holds === 0) throw new Error(`${this.path} is dropped more often than held`);
+    if (--this.#holds === 0 && this.#isClosed) this.release();
+  }
 }
 
 /** A descriptor of the program that is not ours, as `/dev/null`: good enough to be refused with the right errno. */

@@ -13,6 +13,8 @@ export interface EventContext {
   signal(count?: number): void;
   /** Calls back whenever the counter becomes non-zero, after resetting it; the result stops that. */
   watch(onSignal: () => void): () => void;
+  /** Equal for the same eventfd, however often and from whomever it came. Absent: it cannot be compared. */
+  readonly identity?: unknown;
   close(): void;
 }
 

@@ -168,6 +168,7 @@ export class TestEventfd extends File {
     this.contexts++;
     let open = true;
     return {
+      identity: this,
       signal: (count = 1) => this.add(count),
       watch: (onSignal) => {
         this.#watchers.add(onSignal);
@@ -276,7 +277,7 @@ export class TestTask implements Task {
   close(descriptor: number): void {
     const file = this.file(descriptor);
     this.#descriptors.delete(descriptor);
-    if (![...this.#descriptors.values()].includes(file)) file.release();
+    if (![...this.#descriptors.values()].includes(file)) file.close();
   }
 
   /** Closes everything, as the end of a process does. */

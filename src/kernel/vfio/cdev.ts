@@ -31,7 +31,7 @@ const TAIL_MOST = 1 << 20;
 export function openCdev(core: VfioCore, device: VfioDevice, path: string): DeviceFile {
   if (!core.hold(device)) throw new Errno('ENODEV', `${device.name} is being removed`);
   const file = new DeviceFile(device, path);
-  file.way = new CdevAccess(core, device);
+  file.way = new CdevAccess(core, device, file);
   return file;
 }
 
@@ -39,13 +39,15 @@ class CdevAccess implements DeviceAccess {
   readonly through = 'cdev';
   readonly #core: VfioCore;
   readonly #device: VfioDevice;
+  readonly #file: DeviceFile;
   #isBound = false;
   /** Undefined while bound: a device without an IOMMU, which the iommufd only lets pass. */
   #binding: CdevBinding | undefined;
 
-  constructor(core: VfioCore, device: VfioDevice) {
+  constructor(core: VfioCore, device: VfioDevice, file: DeviceFile) {
     this.#core = core;
     this.#device = device;
+    this.#file = file;
   }
 
   get ready(): boolean {
@@ -109,6 +111,8 @@ class CdevAccess implements DeviceAccess {
   #open(task: Task, argument: bigint, context: IommufdContext): void {
     const device = this.#device;
     using undo = new Unwind();
+    device.takeVm(this.#file.vm);
+    undo.add(() => device.dropVm());
     const hasIommu = device.bindIommufd !== undefined || device.iommuGroup.unit !== undefined;
     const binding = hasIommu ? (device.bindIommufd?.(context) ?? bindDevice({ context }, device)) : undefined;
     undo.add(() => binding?.unbind());
@@ -136,6 +140,7 @@ class CdevAccess implements DeviceAccess {
     this.#binding = undefined;
     device.iommufd = undefined;
     device.cdevOpened = false;
+    device.dropVm();
   }
 
   #attach(task: Task, argument: bigint): number {

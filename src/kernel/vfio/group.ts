@@ -20,6 +20,7 @@ import {
 } from '../../uapi/vfio.ts';
 import { File, type IoctlResult, type NewDescriptor } from '../core/file.ts';
 import { copyFromUser, copyToUser, type Task } from '../core/task.ts';
+import type { AssignableFile, DmaCoherence, VirtualMachine } from '../core/virtual-machine.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import type { IommufdContext } from '../iommufd/context.ts';
 import { bindDevice } from '../iommufd/device.ts';
@@ -38,7 +39,7 @@ export interface GroupHost {
   release(device: VfioDevice): void;
 }
 
-export class GroupFile extends File {
+export class GroupFile extends File implements AssignableFile {
   readonly kind = 'group';
   readonly path: string;
   readonly group: VfioGroup;
@@ -64,6 +65,14 @@ export class GroupFile extends File {
     }
   }
 
+  setVirtualMachine(vm: VirtualMachine | undefined): void {
+    this.group.vm = vm;
+  }
+
+  dmaCoherence(): DmaCoherence[] {
+    return this.group.devices.map((device) => device.dmaCoherence());
+  }
+
   override release(): void {
     this.group.fileClosed();
   }
@@ -86,6 +95,8 @@ export class VfioGroup {
   /** Used in place of a container. Devices keep the one they were opened with. */
   iommufd: IommufdContext | undefined;
   openedBy: GroupFile | undefined;
+  /** The virtual machine that the group's file was given to. */
+  vm: VirtualMachine | undefined;
   /** Devices that are open with the container. */
   #containerUsers = 0;
   #fileClosed = false;
@@ -252,6 +263,8 @@ export class VfioGroup {
       return;
     }
     using undo = new Unwind();
+    device.takeVm(this.vm);
+    undo.add(() => device.dropVm());
     const context = this.iommufd;
     const binding = context === undefined ? undefined : this.#bind(task, device, context);
     const end = context === undefined ? this.#useContainer(task, device) : () => binding?.unbind();
@@ -319,6 +332,7 @@ export class VfioGroup {
     const end = this.#uses.get(device);
     this.#uses.delete(device);
     end?.();
+    device.dropVm();
   }
 
   #detach(): void {

@@ -8,6 +8,7 @@
 import { Errno } from '../../lib/errno.ts';
 import { File, type FileMapping, type IoctlResult } from '../core/file.ts';
 import type { Task } from '../core/task.ts';
+import type { AssignableFile, DmaCoherence, VirtualMachine } from '../core/virtual-machine.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import type { IommufdContext } from '../iommufd/context.ts';
 
@@ -38,6 +39,8 @@ export abstract class VfioDevice {
   cdevOpened = false;
   /** The iommufd that the device is bound to through its own node: its context, and the device's number there. */
   iommufd: { readonly context: object; readonly id: number } | undefined;
+  /** The virtual machine that the device was opened for; a driver may need it. Held from the first open to the last close. */
+  vm: VirtualMachine | undefined;
 
   constructor(iommuGroup: IommuGroup) {
     this.iommuGroup = iommuGroup;
@@ -72,8 +75,41 @@ export abstract class VfioDevice {
   /** Mediated devices only: IOVAs that are about to vanish; the driver drops its pins before it returns. */
   dmaUnmap?(iova: bigint, length: bigint): void;
 
+  /** Before the first open: takes the machine that the file was given to, if there is one and it lives. */
+  takeVm(vm: VirtualMachine | undefined): void {
+    if (vm?.hold()) this.vm = vm;
+  }
+
+  /** After the last close. */
+  dropVm(): void {
+    const { vm } = this;
+    this.vm = undefined;
+    vm?.drop();
+  }
+
+  /** Whether the device may send no-snoop requests now. Drivers that know better say so. */
+  get mayIssueNoSnoop(): boolean {
+    return true;
+  }
+
+  /** How its DMA stands to the processors' caches. Mediated devices, which have no IOMMU of their own, answer for their back end. */
+  dmaCoherence(): DmaCoherence {
+    const { unit } = this.iommuGroup;
+    return {
+      device: this.name,
+      canEnforce: unit?.canEnforceCoherency ?? false,
+      mayIssueNoSnoop: this.mayIssueNoSnoop,
+      pathEnforces: unit !== undefined && pathEnforces(this.iommuGroup),
+    };
+  }
+
   /** The device is to go away: asks its user to let go (REQ interrupt). `count`: how often it was asked before. */
   request(_count: number): void {}
+}
+
+/** Whether all that a group can reach is reached coherently. Blocked, it reaches nothing. */
+function pathEnforces(group: IommuGroup): boolean {
+  return group.domain.kind === 'blocked' || group.domain.enforcesCoherency;
 }
 
 /** How a file came by its device; supplied by the group or by the cdev, called once at the file's end. */
@@ -88,11 +124,13 @@ export interface DeviceAccess {
 }
 
 /** An open file on a device: `anon_inode:[vfio-device]` through a group, the node's path through a cdev. */
-export class DeviceFile extends File {
+export class DeviceFile extends File implements AssignableFile {
   readonly kind = 'device';
   readonly path: string;
   readonly device: VfioDevice;
   way: DeviceAccess | undefined;
+  /** The virtual machine that the file was given to; a cdev hands it to the device when it is bound. */
+  vm: VirtualMachine | undefined;
 
   constructor(device: VfioDevice, path: string) {
     super();
@@ -129,6 +167,14 @@ export class DeviceFile extends File {
   override mmap(task: Task, length: number, prot: number, flags: number, offset: number): FileMapping {
     this.#ready();
     return this.device.mmap(task, length, prot, flags, offset);
+  }
+
+  setVirtualMachine(vm: VirtualMachine | undefined): void {
+    this.vm = vm;
+  }
+
+  dmaCoherence(): DmaCoherence[] {
+    return [this.device.dmaCoherence()];
   }
 
   override release(): void {

@@ -85,6 +85,17 @@ export class VfioPciDevice extends VfioDevice {
     return this.config.hasIntx;
   }
 
+  /** Device Control says whether it may; functions without PCI Express cannot. */
+  override get mayIssueNoSnoop(): boolean {
+    const { config } = this.fn;
+    const at = config.findCapability(reg.PCI_CAP_ID_EXP);
+    if (at === 0) return false;
+    // Of a virtual function the bit is reserved: its physical function's counts.
+    const owner = this.fn.physfn?.config ?? config;
+    const express = this.fn.physfn === undefined ? at : owner.findCapability(reg.PCI_CAP_ID_EXP);
+    return express !== 0 && (owner.get(express + reg.PCI_EXP_DEVCTL, 2) & reg.PCI_EXP_DEVCTL_NOSNOOP_EN) !== 0;
+  }
+
   availableVectors(wanted: number, isMsix: boolean): number {
     return this.environment.availableVectors?.(this.fn, wanted, isMsix) ?? wanted;
   }
