@@ -26,6 +26,7 @@ const allowed: Record<string, string[]> = {
   'kernel/iommu': IOMMU,
   'kernel/iommufd': IOMMUFD,
   'kernel/vfio': [...IOMMUFD, 'kernel/vfio'],
+  'kernel/vfio-2011': [...IOMMUFD, 'kernel/vfio', 'kernel/vfio-2011'],
   'kernel/mdev': [...IOMMUFD, 'kernel/mdev'],
   'kernel/kvm': [...IOMMUFD, 'kernel/kvm'],
   'kernel/drivers': ['lib', 'uapi', 'hw/memory', 'hw/pci', 'hw/iommu', 'hw/devices', 'kernel'],

@@ -8,12 +8,13 @@ import type { Mm } from '../kernel/core/mm.ts';
 import type { IommufdContext } from '../kernel/iommufd/context.ts';
 import { Type1 } from '../kernel/vfio/type1.ts';
 import type { VfioCore } from '../kernel/vfio/vfio.ts';
+import type { Vfio2011 } from '../kernel/vfio-2011/vfio-2011.ts';
 import { type SysfsTree, text } from './sysfs/tree.ts';
 
 export interface Invariants {
   /** Pages pinned in programs' memory, each pin counted. */
   pins: number;
-  /** Mappings of containers. */
+  /** Mappings of containers, and entries of the address spaces of 2011. */
   maps: number;
   /** Objects of iommufd contexts. */
   objects: number;
@@ -30,13 +31,15 @@ export class Counters {
   readonly #contexts = new Set<IommufdContext>();
   #files = 0;
   #vfio: VfioCore | undefined;
+  #vfio2011: Vfio2011 | undefined;
 
   constructor(physical: PhysicalMemory) {
     this.#physical = physical;
   }
 
-  watchVfio(vfio: VfioCore): void {
+  watchVfio(vfio: VfioCore, vfio2011?: Vfio2011): void {
     this.#vfio = vfio;
+    this.#vfio2011 = vfio2011;
   }
 
   /** Counts the pins of a program until it has ended and nothing of it is pinned. */
@@ -74,7 +77,8 @@ export class Counters {
     const drivers = new Set(this.#vfio?.groups().map((group) => group.container?.driver));
     let maps = 0;
     for (const driver of drivers) if (driver instanceof Type1) maps += driver.dmas.size;
-    let files = this.#files;
+    for (const object of this.#vfio2011?.objects() ?? []) maps += object.maps.entries.size;
+    let files = this.#files + (this.#vfio2011?.openFiles ?? 0);
     for (const device of this.#vfio?.devices() ?? []) files += device.openCount;
     return { pins, maps, objects, files, blocks: this.#physical.blocks };
   }

@@ -9,11 +9,15 @@ import { Blocked } from '../kernel/core/blocked.ts';
 import { allHostDrivers } from '../kernel/drivers/host-drivers.ts';
 import { PciBus } from '../kernel/drivers/pci-bus.ts';
 import { again, PciCore } from '../kernel/drivers/pci-core.ts';
+import { VfioPci2011Driver } from '../kernel/drivers/vfio-2011/vfio-pci-2011.ts';
 import { VfioPciDriver } from '../kernel/drivers/vfio-pci/vfio-pci.ts';
+import type { IommuGroup } from '../kernel/iommu/group.ts';
 import type { IommuCore } from '../kernel/iommu/iommu.ts';
 import { DeviceSets } from '../kernel/vfio/pci/device-set.ts';
+import type { VfioPciEnvironment } from '../kernel/vfio/pci/environment.ts';
 import type { VfioCore } from '../kernel/vfio/vfio.ts';
 import { Errno } from '../lib/errno.ts';
+import type { Api2011 } from './api-2011.ts';
 import { type FunctionConfig, fullAddress, HostFileError } from './host-file.ts';
 import type { Platform } from './platform.ts';
 import { seededBytes } from './random.ts';
@@ -29,6 +33,7 @@ export class Drivers implements DriverControl {
   /** vfio-pci's parameter: whether it makes virtual functions. */
   enableSriov: boolean;
   readonly #sets = new DeviceSets();
+  readonly #vfio2011: VfioPci2011Driver | undefined;
 
   constructor(parts: {
     tree: PciTree;
@@ -36,6 +41,7 @@ export class Drivers implements DriverControl {
     vfio: VfioCore;
     platform: Platform;
     enableSriov: boolean;
+    api2011: Api2011 | undefined;
   }) {
     const groupOf = (fn: PciFunction) => parts.iommu.groupOf(fn);
     this.bus = new PciBus(groupOf);
@@ -45,19 +51,27 @@ export class Drivers implements DriverControl {
     const { clock, allocateShared, seed } = parts.platform;
     const random = seed === undefined ? undefined : seededBytes(seed);
     const removeVirtualFunctions = (fn: PciFunction, done: () => void) => this.core.removeVirtualFunctions(fn, done);
-    const vfioPci = new VfioPciDriver(
-      parts.vfio,
-      {
-        clock,
-        allocateShared,
-        groupOf,
-        sets: this.#sets,
-        ...(random !== undefined && { makeToken: () => random(16) }),
-      },
-      { enableSriov: () => this.enableSriov, removeVirtualFunctions },
-    );
-    for (const driver of [...allHostDrivers(removeVirtualFunctions), vfioPci]) this.bus.register(driver);
-    vfioPci.captureVirtualFunctions(this.bus);
+    const environment: VfioPciEnvironment = {
+      clock,
+      allocateShared,
+      groupOf,
+      sets: this.#sets,
+      ...(random !== undefined && { makeToken: () => random(16) }),
+    };
+    for (const driver of allHostDrivers(removeVirtualFunctions)) this.bus.register(driver);
+    const { api2011 } = parts;
+    if (api2011?.isAlone !== true) {
+      const enableSriov = (): boolean => this.enableSriov;
+      const vfioPci = new VfioPciDriver(parts.vfio, environment, { enableSriov, removeVirtualFunctions });
+      this.bus.register(vfioPci);
+      vfioPci.captureVirtualFunctions(this.bus);
+    }
+    if (api2011 !== undefined) {
+      const servedBy = (group: IommuGroup) => api2011.servedBy(group.id);
+      const options = { servedBy, today: parts.vfio };
+      this.#vfio2011 = new VfioPci2011Driver(api2011.core, this.bus, environment, options);
+      this.bus.register(this.#vfio2011);
+    }
   }
 
   driverOf(fn: PciFunction): string | undefined {
@@ -122,6 +136,11 @@ export class Drivers implements DriverControl {
     });
   }
 
+  /** The API of 2011 sees functions from now on; whoever shows them has to be watching already. */
+  watchFor2011(): void {
+    this.#vfio2011?.watch();
+  }
+
   /** Binds what the host file says, in its order; from then on new functions are offered to drivers. HostFileError. */
   bindAtStart(placed: ReadonlyMap<PciFunction, FunctionConfig>, order: readonly string[]): void {
     const rank = new Map(order.map((at, i) => [fullAddress(at), i]));
@@ -143,7 +162,9 @@ export class Drivers implements DriverControl {
       }
       try {
         if (driver === 'vfio-pci' || driver === 'pci-stub') this.bus.setOverride(fn, driver);
-        this.bus.bind(driver, fn.name);
+        // These know no ids of their own; an administrator would have given them some.
+        if (driver === 'vfio' || driver === 'uio_pci_generic') this.bus.claim(driver, fn);
+        else this.bus.bind(driver, fn.name);
       } catch (error) {
         if (!(error instanceof Errno)) throw error;
         throw new HostFileError(`at ${fn.name}: the driver ${driver} cannot be bound: ${error.why}`);

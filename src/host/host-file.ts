@@ -38,6 +38,17 @@ export interface UnitConfig {
   functions?: string[] | undefined;
 }
 
+/** `2011`: the API of the first documentation. `today`: that of Linux 7.2. `both`: the one that takes a group first has it. */
+export type ApiName = 2011 | 'today' | 'both';
+
+/** Options of the API of 2011; docs/vfio-2011.md. */
+export interface Vfio2011Config {
+  revision?: 'seed' | 'late' | undefined;
+  mergePolicy?: 'never' | 'sameCoherency' | 'always' | undefined;
+  automaticMerge?: boolean | undefined;
+  revokeOnNonViable?: boolean | undefined;
+}
+
 export interface HostConfig {
   $schema?: string | undefined;
   name: string;
@@ -46,6 +57,11 @@ export interface HostConfig {
   functions: FunctionConfig[];
   /** The order in which functions get their drivers (and vfio numbers); those not named follow in bus order. */
   bindOrder?: string[] | undefined;
+  /** The VFIO API of the box; `today` unless given. */
+  api?: ApiName | undefined;
+  vfio2011?: Vfio2011Config | undefined;
+  /** By the number of an IOMMU group: its API, when it is another one than the box's, and the minor number of its node in that of 2011. */
+  groups?: Record<string, { api?: ApiName | undefined; minor?: number | undefined }> | undefined;
   options?:
     | {
         allowUnsafeInterrupts?: boolean | undefined;
@@ -60,7 +76,7 @@ export interface HostConfig {
 /** A host file that cannot be used. The message is one line for a person: where, what was found, what was expected. */
 export class HostFileError extends Error {}
 
-const PRESETS = ['default', 'kernel-golden', 'sriov'];
+const PRESETS = ['default', 'kernel-golden', 'sriov', 'seed-2011'];
 
 /** Names that `--host` takes beside files. */
 export function presetNames(): string[] {
@@ -120,6 +136,9 @@ function functionSchema(z: typeof zod) {
 export function hostSchema(z: typeof zod) {
   const address = addressSchema(z);
   const fn = functionSchema(z);
+  const api = z
+    .union([z.literal(2011), z.enum(['today', 'both'])])
+    .describe('VFIO API: 2011, today, or both (the one that takes a group first has it)');
   return z.strictObject({
     $schema: z.string().optional(),
     name: z.string().min(1),
@@ -135,6 +154,25 @@ export function hostSchema(z: typeof zod) {
     }),
     functions: z.array(fn),
     bindOrder: z.array(address).optional(),
+    api: api.optional(),
+    vfio2011: z
+      .strictObject({
+        revision: z
+          .enum(['seed', 'late'])
+          .optional()
+          .describe('Structures and numbers of December 2011, or later ones'),
+        mergePolicy: z.enum(['never', 'sameCoherency', 'always']).optional(),
+        automaticMerge: z.boolean().optional().describe('Merge a group when its first device is opened'),
+        revokeOnNonViable: z.boolean().optional().describe('Block DMA while a member of a used group is not bound'),
+      })
+      .optional()
+      .describe('Options of the API of 2011'),
+    groups: z
+      .record(
+        z.string().regex(/^\d+$/, 'expected the number of an IOMMU group'),
+        z.strictObject({ api: api.optional(), minor: z.int().min(0).max(0xfffff).optional() }),
+      )
+      .optional(),
     options: z
       .strictObject({
         allowUnsafeInterrupts: z.boolean().optional(),

@@ -17,6 +17,7 @@ import { IommuCore } from '../kernel/iommu/iommu.ts';
 import { IommufdCore } from '../kernel/iommufd/core.ts';
 import { VfioCore } from '../kernel/vfio/vfio.ts';
 import { Errno } from '../lib/errno.ts';
+import { Api2011 } from './api-2011.ts';
 import { AttributeFile } from './attribute-file.ts';
 import { Counters, type Invariants } from './counters.ts';
 import { DemandUpstream } from './demand-upstream.ts';
@@ -46,6 +47,8 @@ export class Machine {
   readonly iommu: IommuCore;
   readonly vfio: VfioCore;
   readonly iommufd: IommufdCore;
+  /** Undefined: no group is handed out by the API of 2011. */
+  readonly api2011: Api2011 | undefined;
   readonly drivers: Drivers;
   readonly counters: Counters;
   readonly #nodes: DeviceNodes<Opener>;
@@ -88,18 +91,28 @@ export class Machine {
       allowUnsafeInterrupts: config.options?.allowUnsafeInterrupts ?? false,
     });
     this.#platform = platform;
+    this.api2011 = Api2011.of(config, {
+      log: platform.log,
+      physicalOfDevice: (memory, offset) => this.drivers.physicalOf(memory, offset),
+    });
     this.drivers = new Drivers({
       tree: this.pci,
       iommu: this.iommu,
       vfio: this.vfio,
       platform,
       enableSriov: config.options?.enableSriov ?? false,
+      api2011: this.api2011,
     });
 
-    this.counters.watchVfio(this.vfio);
+    this.counters.watchVfio(this.vfio, this.api2011?.core);
     this.#nodes = new DeviceNodes(this.tree);
+    this.api2011?.publish(this.#nodes, this.tree, (device) => functionPath(this.pci.find(device.name)!));
     const pciSysfs = new PciSysfs(this.tree, this.drivers);
-    const iommuSysfs = new IommuSysfs(this.tree, (group) => this.iommu.typeText(group));
+    const iommuSysfs = new IommuSysfs(
+      this.tree,
+      (group) => this.iommu.typeText(group),
+      (group) => this.api2011?.servedBy(group.id) === '2011',
+    );
     const vfioSysfs = new VfioSysfs(
       this.tree,
       {
@@ -117,11 +130,13 @@ export class Machine {
         },
       },
     );
-    const vfioNodes = new VfioNodes(this.vfio, this.#nodes, vfioSysfs, this.counters, (caller) => {
-      const file = this.iommufd.open(caller);
-      this.counters.watchContext(file.context);
-      return file;
-    });
+    const vfioNodes = this.api2011?.isAlone
+      ? undefined
+      : new VfioNodes(this.vfio, this.#nodes, vfioSysfs, this.counters, (caller) => {
+          const file = this.iommufd.open(caller);
+          this.counters.watchContext(file.context);
+          return file;
+        });
 
     units.all.forEach((unit, i) => {
       iommuSysfs.addUnit(unit, i);
@@ -136,16 +151,18 @@ export class Machine {
         pciSysfs.remove(fn);
       }
     });
+    this.drivers.watchFor2011();
     for (const [fn, { group }] of placed) this.drivers.core.add(fn, { group });
     this.drivers.onChange((fn) => {
       pciSysfs.driverChanged(fn);
       const group = this.iommu.groupOf(fn);
       if (group !== undefined) iommuSysfs.refresh(group);
-      vfioNodes.refresh();
+      vfioNodes?.refresh();
     });
     this.drivers.publish(this.tree);
     this.counters.publish(this.tree);
     this.drivers.bindAtStart(placed, config.bindOrder ?? []);
+    this.api2011?.checkGroups(this.iommu.groups().map((group) => group.id));
     this.drivers.core.watch();
     this.pci.watch({ removed: (fn) => this.described.delete(fn) });
   }

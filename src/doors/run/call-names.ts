@@ -47,6 +47,27 @@ const kinds: Readonly<Record<string, Names>> = {
     105: 'VFIO_GROUP_UNSET_CONTAINER',
     106: 'VFIO_GROUP_GET_DEVICE_FD',
   },
+  vfiogroup: {
+    100: 'VFIO_GROUP_GET_INFO',
+    101: 'VFIO_GROUP_MERGE',
+    102: 'VFIO_GROUP_UNMERGE',
+    103: 'VFIO_GROUP_GET_IOMMU_FD',
+    104: 'VFIO_GROUP_GET_DEVICE_FD',
+  },
+  vfioiommu: {
+    105: 'VFIO_IOMMU_GET_INFO',
+    106: 'VFIO_IOMMU_MAP_DMA',
+    107: 'VFIO_IOMMU_UNMAP_DMA',
+  },
+  vfiodevice: {
+    108: 'VFIO_DEVICE_GET_INFO',
+    109: 'VFIO_DEVICE_GET_REGION_INFO',
+    110: 'VFIO_DEVICE_GET_IRQ_INFO',
+    111: 'VFIO_DEVICE_SET_IRQ_EVENTFDS or SET_IRQS',
+    112: 'VFIO_DEVICE_UNMASK_IRQ or RESET',
+    113: 'VFIO_DEVICE_SET_UNMASK_IRQ_EVENTFDS',
+    114: 'VFIO_DEVICE_RESET',
+  },
   device: {
     107: 'VFIO_DEVICE_GET_INFO',
     108: 'VFIO_DEVICE_GET_REGION_INFO',
@@ -67,6 +88,6 @@ const kinds: Readonly<Record<string, Names>> = {
 
 /** The name of an ioctl, its number where it has none. */
 export function ioctlName(kind: string, request: number): string {
-  const name = request >>> 8 === VFIO >>> 8 ? kinds[kind]?.[request & 0xff] : undefined;
+  const name = (request & 0xff00) === VFIO ? kinds[kind]?.[request & 0xff] : undefined;
   return name ?? `0x${request.toString(16)}`;
 }

@@ -15,8 +15,15 @@ export function groupPath(group: IommuGroup): string {
 export class IommuSysfs {
   readonly #tree: SysfsTree;
   readonly #typeText: (group: IommuGroup) => string;
+  readonly #isOf2011: (group: IommuGroup) => boolean;
 
-  constructor(tree: SysfsTree, typeText: (group: IommuGroup) => string) {
+  /** `isOf2011`: members of the group show its number in a file, as kernels of 2011 did, instead of a link. */
+  constructor(
+    tree: SysfsTree,
+    typeText: (group: IommuGroup) => string,
+    isOf2011: (group: IommuGroup) => boolean = () => false,
+  ) {
+    this.#isOf2011 = isOf2011;
     this.#tree = tree;
     this.#typeText = typeText;
     tree.directory('/sys/kernel/iommu_groups');
@@ -50,6 +57,10 @@ export class IommuSysfs {
       });
     }
     tree.link(`${folder}/devices/${fn.name}`, functionPath(fn));
+    if (this.#isOf2011(group)) {
+      tree.file(`${functionPath(fn)}/iommu_group`, `${group.id}\n`);
+      return;
+    }
     tree.link(`${functionPath(fn)}/iommu_group`, folder);
     if (group.unit !== undefined) {
       tree.link(`${functionPath(fn)}/iommu`, `/sys/devices/virtual/iommu/${group.unit.name}`);

@@ -40,6 +40,7 @@ const hostDrivers: readonly HostDriver[] = [
   },
   { name: 'pci-stub', ids: [], managesOwnDma: true },
   { name: 'pci-pf-stub', ids: [deviceId(0x1d0f, 0x0053)], hasSriov: true },
+  { name: 'uio_pci_generic', ids: [] },
   { name: 'virtio-pci', ids: [deviceId(0x1af4)], takes: (fn) => fn.device >= 0x1000 && fn.device <= 0x107f },
   { name: 'serial', ids: [classId(0x07_0000, 0xff_ff00)] },
   { name: 'e1000e', ids: e1000e.map((device) => deviceId(INTEL, device)) },

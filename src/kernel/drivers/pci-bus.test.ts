@@ -150,8 +150,8 @@ test('a function that is pulled while a user holds it leaves the bus when he let
   const events: string[] = [];
   bus.watch((event, fn) => events.push(`${event} ${fn.name}`));
   edu.remove();
-  assert.deepEqual(events, ['leaving 0000:00:04.0']);
+  assert.deepEqual(events, ['removing 0000:00:04.0', 'leaving 0000:00:04.0']);
   assert.equal(machine.world.core.devices().length, 0);
   machine.task.exit();
-  assert.deepEqual(events, ['leaving 0000:00:04.0', 'unbound 0000:00:04.0', 'removed 0000:00:04.0']);
+  assert.deepEqual(events.slice(2), ['unbound 0000:00:04.0', 'removed 0000:00:04.0']);
 });

@@ -26,10 +26,15 @@ export interface PciDriver {
    * when that is complete, now or later. Absent: the driver cannot.
    */
   sriovConfigure?(fn: PciFunction, count: number, done: () => void): void;
+  /** Ends a wait of `remove`: the driver keeps the function, `done` is not called. False: it does not wait, or cannot stop. */
+  cancelRemove?(fn: PciFunction): boolean;
 }
 
-/** `leaving`: the driver lets go of the function but has to wait for somebody; `unbound` follows. */
-export type BusEvent = 'added' | 'bound' | 'leaving' | 'unbound' | 'removed';
+/**
+ * `removing`: the function goes, its driver has still to let go of it; `removed`: it is off the bus. `leaving`: the driver lets go of the
+ * function but has to wait for somebody; `unbound` follows.
+ */
+export type BusEvent = 'added' | 'bound' | 'leaving' | 'unbound' | 'removing' | 'removed';
 export type BusListener = (event: BusEvent, fn: PciFunction) => void;
 
 interface Slot {
@@ -87,12 +92,14 @@ export class PciBus {
     const slot: Slot = { fn, driver: undefined, override: undefined, leaving: undefined };
     this.#slots.set(fn, slot);
     this.#notify('added', fn);
-    if (this.autoprobe) this.#probeAny(slot);
+    // Who watches may have claimed it.
+    if (this.autoprobe && slot.driver === undefined) this.#probeAny(slot);
   }
 
   /** A function goes: its driver lets go of it first. `done` is called when it is off the bus, now or later. */
   remove(fn: PciFunction, done: () => void = () => {}): void {
     const slot = this.#slot(fn);
+    this.#notify('removing', fn);
     const finish = (): void => {
       this.#slots.delete(fn);
       this.#notify('removed', fn);
@@ -100,6 +107,14 @@ export class PciBus {
     };
     if (slot.driver === undefined) finish();
     else this.#release(slot, finish);
+  }
+
+  /** Binds a function to a driver whatever its ids say. EBUSY: it has one. What probing says otherwise. */
+  claim(driverName: string, fn: PciFunction): void {
+    const { driver } = this.#entry(driverName);
+    const slot = this.#slot(fn);
+    if (slot.driver !== undefined) throw new Errno('EBUSY', `${fn.name} is held by ${slot.driver.name}`);
+    this.#probe(slot, driver);
   }
 
   driverOf(fn: PciFunction): string | undefined {

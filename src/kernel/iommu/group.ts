@@ -29,6 +29,11 @@ interface Member {
   readonly reserved: readonly ReservedRegion[];
 }
 
+/** Who claims a group is any object; `api` tells those apart that came by the API of 2011. */
+interface GroupOwner {
+  readonly api?: string;
+}
+
 export class IommuGroup {
   readonly id: number;
   name: string | undefined;
@@ -88,7 +93,7 @@ export class IommuGroup {
    * domain is attached. EINVAL: firmware needs a member mapped one to one at all times.
    */
   claim(owner: object): void {
-    if (this.#ownerCount > 0) throw new Errno('EPERM', this.#heldText());
+    if (this.#ownerCount > 0) throw this.#held(owner);
     this.#take(owner);
   }
 
@@ -96,7 +101,7 @@ export class IommuGroup {
   claimDevice(f: PciFunction, owner: object): void {
     if (!this.#members.has(f)) throw new Errno('ENODEV', `${f.name} is not in group ${this.id}`);
     if (this.#ownerCount > 0) {
-      if (this.#owner !== owner) throw new Errno('EPERM', this.#heldText());
+      if (this.#owner !== owner) throw this.#held(owner);
       this.#ownerCount++;
       return;
     }
@@ -308,6 +313,13 @@ export class IommuGroup {
         if (domain.physicalOf(page) < 0) domain.map(page, page, 1, 3);
       }
     }
+  }
+
+  /** EPERM; EBUSY when the owner came by another API than `owner`. */
+  #held(owner: object): Errno {
+    const holder = this.#owner as GroupOwner | undefined;
+    const isOtherApi = holder !== undefined && holder.api !== (owner as GroupOwner).api;
+    return new Errno(isOtherApi ? 'EBUSY' : 'EPERM', this.#heldText());
   }
 
   #heldText(): string {

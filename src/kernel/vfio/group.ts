@@ -350,7 +350,7 @@ export class VfioGroup {
 }
 
 /** The text of GET_DEVICE_FD. EFAULT: it cannot be read. EINVAL: no NUL in the first 4096 bytes. */
-function readName(task: Task, argument: bigint): string {
+export function readName(task: Task, argument: bigint): string {
   let text = '';
   while (text.length < NAME_MAX) {
     const at = argument + BigInt(text.length);

@@ -1,6 +1,7 @@
 /**
  * edu, 1234:11e8: QEMU's device for teaching, register for register. Described in docs/devices/edu.md.
  */
+import { advancedFeatures } from '../../pci/capabilities.ts';
 import { type DeviceModel, readOptions } from '../../pci/device-model.ts';
 import { msi } from '../../pci/msi.ts';
 import { Edu } from './edu.ts';
@@ -16,6 +17,11 @@ export const edu: DeviceModel = {
     },
     dmaLatencyNs: { type: 'integer', default: 100_000, description: 'From start to end of a transfer (QEMU: 100 ms)' },
     factorialLatencyNs: { type: 'integer', default: 1_000, description: 'From request to result of a factorial' },
+    flr: {
+      type: 'boolean',
+      default: false,
+      description: 'Function level reset, by advanced features (conventional PCI), at 0x50; QEMU has none',
+    },
     bars: {
       type: 'text',
       choices: ['registers', 'trapped'],
@@ -43,7 +49,10 @@ export const edu: DeviceModel = {
       subsystemDevice: 0x1100,
       interruptPin: 1,
       bars: [{ index: 0, kind: 'memory', size: 0x10_0000, trapped: options['bars'] === 'trapped', registers: engine }],
-      capabilities: [msi({ vectors: 1, at: 0x40 })],
+      capabilities: [
+        msi({ vectors: 1, at: 0x40 }),
+        ...(options['flr'] === true ? [advancedFeatures({ at: 0x50 })] : []),
+      ],
       attach: (fn) => engine.attach(fn),
       reset: () => engine.reset(),
       removed: () => engine.stop(),

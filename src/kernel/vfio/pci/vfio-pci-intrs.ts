@@ -55,6 +55,11 @@ export class VfioPciIrqs implements InterruptSink {
     this.#fn = host.fn;
   }
 
+  /** The index in use, undefined for none. */
+  get enabledIndex(): number | undefined {
+    return this.#type === uapi.VFIO_PCI_NUM_IRQS ? undefined : this.#type;
+  }
+
   get msiEnabled(): boolean {
     return this.#type === uapi.VFIO_PCI_MSI_IRQ_INDEX;
   }
@@ -111,10 +116,11 @@ export class VfioPciIrqs implements InterruptSink {
     }
     if (argsz - size < count * each) throw new Errno('EINVAL', `argsz ${argsz} leaves no room for ${count} entries`);
     const data = copyFromUser(task, argument + BigInt(size), count * each);
-    return this.#dispatch(task, flags & uapi.VFIO_IRQ_SET_ACTION_TYPE_MASK, { index, start, count, kind, data });
+    return this.act(task, flags & uapi.VFIO_IRQ_SET_ACTION_TYPE_MASK, { index, start, count, kind, data });
   }
 
-  #dispatch(task: Task, action: number, request: IrqRequest): number {
+  /** Carries out a request that has passed the checks: an action of SET_IRQS. EINVAL, ENOTTY. */
+  act(task: Task, action: number, request: IrqRequest): number {
     const { index } = request;
     const isTrigger = action === uapi.VFIO_IRQ_SET_ACTION_TRIGGER;
     if (index === uapi.VFIO_PCI_INTX_IRQ_INDEX) {
