@@ -24,6 +24,15 @@ export interface Invariants {
   blocks: number;
 }
 
+export interface InterruptInvariants {
+  /** Entries of interrupt remapping tables. */
+  irqs: number;
+  /** Interrupts that are offered to virtual machines, or awaited by them. */
+  bypasses: number;
+  /** Machines of the box's own KVM. */
+  vms: number;
+}
+
 export class Counters {
   readonly #physical: PhysicalMemory;
   readonly #mms = new Set<Mm>();
@@ -32,9 +41,19 @@ export class Counters {
   #files = 0;
   #vfio: VfioCore | undefined;
   #vfio2011: Vfio2011 | undefined;
+  #interrupts: { readonly used: number; readonly bypass: { readonly registered: number } } | undefined;
+  #kvm: { readonly vms: number } | undefined;
 
   constructor(physical: PhysicalMemory) {
     this.#physical = physical;
+  }
+
+  watchInterrupts(interrupts: { readonly used: number; readonly bypass: { readonly registered: number } }): void {
+    this.#interrupts = interrupts;
+  }
+
+  watchKvm(kvm: { readonly vms: number }): void {
+    this.#kvm = kvm;
   }
 
   watchVfio(vfio: VfioCore, vfio2011?: Vfio2011): void {
@@ -83,13 +102,22 @@ export class Counters {
     return { pins, maps, objects, files, blocks: this.#physical.blocks };
   }
 
+  /** The same for interrupts. */
+  interruptsNow(): InterruptInvariants {
+    return {
+      irqs: this.#interrupts?.used ?? 0,
+      bypasses: this.#interrupts?.bypass.registered ?? 0,
+      vms: this.#kvm?.vms ?? 0,
+    };
+  }
+
   publish(tree: SysfsTree): void {
     tree.file('/sys/module/vfiobox/version', '1\n');
-    for (const name of Object.keys(this.now()) as (keyof Invariants)[]) {
-      tree.attribute(`/sys/module/vfiobox/counters/${name}`, {
-        mode: 0o444,
-        show: () => text(`${this.now()[name]}\n`),
-      });
+    const add = (name: string, value: () => number): void =>
+      tree.attribute(`/sys/module/vfiobox/counters/${name}`, { mode: 0o444, show: () => text(`${value()}\n`) });
+    for (const name of Object.keys(this.now()) as (keyof Invariants)[]) add(name, () => this.now()[name]);
+    for (const name of Object.keys(this.interruptsNow()) as (keyof InterruptInvariants)[]) {
+      add(name, () => this.interruptsNow()[name]);
     }
   }
 }

@@ -22,6 +22,14 @@ export class DemandUpstream implements Upstream {
     return this.#unit.why;
   }
 
+  get remapsInterrupts(): boolean {
+    return this.#unit.remapsInterrupts === true;
+  }
+
+  interrupt(rid: number, address: number, data: number): boolean {
+    return this.#unit.interrupt?.(rid, address, data) ?? false;
+  }
+
   translate(rid: number, pasid: number, page: number, access: Access): number {
     const found = this.#unit.translate(rid, pasid, page, access);
     if (found >= 0 || pasid >= 0 || !this.#miss(this.#name(), page, access === WRITE)) return found;

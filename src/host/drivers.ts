@@ -19,6 +19,7 @@ import type { VfioCore } from '../kernel/vfio/vfio.ts';
 import { Errno } from '../lib/errno.ts';
 import type { Api2011 } from './api-2011.ts';
 import { type FunctionConfig, fullAddress, HostFileError } from './host-file.ts';
+import type { Interrupts } from './interrupts.ts';
 import type { Platform } from './platform.ts';
 import { seededBytes } from './random.ts';
 import { unsigned } from './sysfs/numbers.ts';
@@ -40,6 +41,7 @@ export class Drivers implements DriverControl {
     iommu: IommuCore;
     vfio: VfioCore;
     platform: Platform;
+    interrupts: Interrupts;
     enableSriov: boolean;
     api2011: Api2011 | undefined;
   }) {
@@ -56,6 +58,8 @@ export class Drivers implements DriverControl {
       allocateShared,
       groupOf,
       sets: this.#sets,
+      allocateIrqs: (fn, handlers) => parts.interrupts.allocate(fn, handlers),
+      bypass: parts.interrupts.bypass,
       ...(random !== undefined && { makeToken: () => random(16) }),
     };
     for (const driver of allHostDrivers(removeVirtualFunctions)) this.bus.register(driver);

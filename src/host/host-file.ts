@@ -49,6 +49,13 @@ export interface Vfio2011Config {
   revokeOnNonViable?: boolean | undefined;
 }
 
+export interface KvmConfig {
+  /** When a guest's WBINVD costs the host something: as Linux decides, or only under the three conditions. */
+  policy?: 'kernel' | 'strict' | undefined;
+  /** Host bridge: no-snoop requests really go past the caches. */
+  platformHonoursNoSnoop?: boolean | undefined;
+}
+
 export interface HostConfig {
   $schema?: string | undefined;
   name: string;
@@ -68,6 +75,8 @@ export interface HostConfig {
         dmaEntryLimit?: number | undefined;
         disableHugePages?: boolean | undefined;
         groupMultifunction?: boolean | undefined;
+        /** The machine has its own /dev/kvm, as far as VFIO meets it. */
+        kvm?: boolean | KvmConfig | undefined;
         enableSriov?: boolean | undefined;
       }
     | undefined;
@@ -179,6 +188,16 @@ export function hostSchema(z: typeof zod) {
         dmaEntryLimit: z.int().min(1).max(0xffffffff).optional(),
         disableHugePages: z.boolean().optional(),
         groupMultifunction: z.boolean().optional(),
+        kvm: z
+          .union([
+            z.boolean(),
+            z.strictObject({
+              policy: z.enum(['kernel', 'strict']).optional(),
+              platformHonoursNoSnoop: z.boolean().optional(),
+            }),
+          ])
+          .optional()
+          .describe('The machine has its own /dev/kvm, as far as VFIO meets it'),
         enableSriov: z.boolean().optional().describe('vfio-pci makes virtual functions (its parameter enable_sriov)'),
       })
       .optional(),

@@ -15,6 +15,8 @@ import { Mm } from '../kernel/core/mm.ts';
 import type { UserMemory } from '../kernel/core/user-memory.ts';
 import { IommuCore } from '../kernel/iommu/iommu.ts';
 import { IommufdCore } from '../kernel/iommufd/core.ts';
+import { KvmHost } from '../kernel/kvm/host.ts';
+import { KvmFile } from '../kernel/kvm/kvm-files.ts';
 import { VfioCore } from '../kernel/vfio/vfio.ts';
 import { Errno } from '../lib/errno.ts';
 import { Api2011 } from './api-2011.ts';
@@ -23,7 +25,8 @@ import { Counters, type Invariants } from './counters.ts';
 import { DemandUpstream } from './demand-upstream.ts';
 import { Drivers, waitFor } from './drivers.ts';
 import { type FunctionConfig, fullAddress, type HostConfig, HostFileError, parseFunction } from './host-file.ts';
-import { DeviceNodes, type NodeStat } from './nodes.ts';
+import { Interrupts } from './interrupts.ts';
+import { DeviceNodes, KVM_MINOR, MISC_MAJOR, type NodeStat } from './nodes.ts';
 import { parseAddress, placeFunction, placeFunctions } from './place-functions.ts';
 import type { Platform } from './platform.ts';
 import { type DescriptorSource, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
@@ -51,6 +54,9 @@ export class Machine {
   readonly api2011: Api2011 | undefined;
   readonly drivers: Drivers;
   readonly counters: Counters;
+  readonly interrupts: Interrupts;
+  /** Set with the option `kvm`: the machine has its own /dev/kvm. */
+  readonly kvm: KvmHost | undefined;
   readonly #nodes: DeviceNodes<Opener>;
   readonly #platform: Platform;
   /** Functions that somebody described, at the start or later: without those that others made. */
@@ -66,6 +72,7 @@ export class Machine {
       unitOf: units.of,
     });
     for (const unit of units.all) this.iommu.units.push(unit);
+    this.interrupts = new Interrupts(units.all, units.of, this.physical);
     this.pci = new PciTree({
       memory: this.physical,
       log: platform.log,
@@ -100,6 +107,7 @@ export class Machine {
       iommu: this.iommu,
       vfio: this.vfio,
       platform,
+      interrupts: this.interrupts,
       enableSriov: config.options?.enableSriov ?? false,
       api2011: this.api2011,
     });
@@ -107,6 +115,8 @@ export class Machine {
     this.counters.watchVfio(this.vfio, this.api2011?.core);
     this.#nodes = new DeviceNodes(this.tree);
     this.api2011?.publish(this.#nodes, this.tree, (device) => functionPath(this.pci.find(device.name)!));
+    this.counters.watchInterrupts(this.interrupts);
+    this.kvm = this.#makeKvm(config);
     const pciSysfs = new PciSysfs(this.tree, this.drivers);
     const iommuSysfs = new IommuSysfs(
       this.tree,
@@ -234,6 +244,23 @@ export class Machine {
       this.pci.remove(fn);
       done();
     }
+  }
+
+  #makeKvm({ options }: HostConfig): KvmHost | undefined {
+    const { kvm } = options ?? {};
+    if (kvm === undefined || kvm === false) return undefined;
+    const host = new KvmHost({
+      memory: this.physical,
+      interrupts: this.interrupts.processors,
+      bypass: this.interrupts.bypass,
+      ...(kvm !== true && kvm.policy !== undefined && { policy: kvm.policy }),
+      ...(kvm !== true &&
+        kvm.platformHonoursNoSnoop !== undefined && { platformHonoursNoSnoop: kvm.platformHonoursNoSnoop }),
+    });
+    this.physical.snoop = (page, offset, length) => host.cache.snoop(page, offset, length);
+    this.#nodes.add('/dev/kvm', MISC_MAJOR, KVM_MINOR, 0o660, () => this.counters.opened(new KvmFile(host)));
+    this.counters.watchKvm(host);
+    return host;
   }
 
   /** Absolute sysfs paths that the tree replaces, longest first. */

@@ -25,6 +25,7 @@ const S_IFCHR = 0o020000;
 export const MISC_MAJOR = 10;
 export const IOMMU_MINOR = 257;
 export const CONTAINER_MINOR = 196;
+export const KVM_MINOR = 232;
 export const GROUP_MAJOR = 248;
 export const CDEV_MAJOR = 247;
 

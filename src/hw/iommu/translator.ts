@@ -13,6 +13,7 @@ import type { Access, Upstream } from '../pci/dma.ts';
 import { type Fault, FaultLog, FaultReason, faultReasonName } from './faults.ts';
 import { FirstStageWalk } from './first-stage.ts';
 import { entryValue } from './fmt/format.ts';
+import type { InterruptRemapping } from './interrupt-remapping.ts';
 import { Iotlb, SNOOPED } from './iotlb.ts';
 import { firstStageRefusal, type Refusal, secondStageRefusal } from './reasons.ts';
 import type { UnitCapabilities } from './registers.ts';
@@ -60,6 +61,8 @@ export class Translator implements Upstream {
   faultEvent: (() => void) | undefined;
   /** The last refused request. */
   lastFault: Fault | undefined;
+  /** Interrupt remapping, once software has switched it on. */
+  interrupts: InterruptRemapping | undefined;
   /** GCMD.TE: without it addresses are physical. */
   isTranslating = true;
   /** Of the last request. */
@@ -100,6 +103,23 @@ export class Translator implements Upstream {
   /** Why the last request was refused, in few and stable words: `not present`, `no write permission`, `blocked`, … */
   get why(): string {
     return this.#short;
+  }
+
+  /** Whether a device can only cause the interrupts that software gave to it. */
+  get hasIsolatedMsi(): boolean {
+    return this.interrupts?.isIsolating ?? this.capabilities.hasInterruptRemapping;
+  }
+
+  get remapsInterrupts(): boolean {
+    return this.interrupts !== undefined;
+  }
+
+  /** A message of an interrupt. False: it was blocked. */
+  interrupt(rid: number, address: number, data: number): boolean {
+    const outcome = this.interrupts?.request(rid, address, data);
+    if (outcome !== undefined && outcome.kind !== 'blocked') return true;
+    this.#short = 'interrupt blocked';
+    return false;
   }
 
   translate(rid: number, pasid: number, page: number, access: Access): number {

@@ -19,6 +19,8 @@ interface Window {
 export class PhysicalMemory {
   /** Pieces of 2 MiB with pinned pages, of all programs: kept by whoever pins, for a bound over all of them. */
   pinLeaves = 0;
+  /** Whoever keeps copies of memory, as caches of processors do: told of a device's access before it happens, unless it goes past the caches. */
+  snoop: ((page: number, offset: number, length: number) => void) | undefined;
   readonly #blocks = new Map<number, Backing>();
   readonly #windows = new Map<number, Window[]>();
   readonly #freeBlocks: number[] = [];

@@ -14,6 +14,10 @@ import type {
   TranslationRequest,
 } from './ats.ts';
 
+/** The window of interrupt messages: a write of 4 bytes there is an interrupt, never DMA. */
+const MSI_FIRST_PAGE = 0xfee00;
+const MSI_LAST_PAGE = 0xfeeff;
+
 export const READ = 1;
 export const WRITE = 2;
 export type Access = typeof READ | typeof WRITE;
@@ -45,6 +49,10 @@ export interface Upstream {
     page: number,
     request: TranslationRequest,
   ): Translation | undefined;
+  /** A message of an interrupt: low half of its address, and its data. False: refused, `why` tells. Absent: there is nobody to take it. */
+  interrupt?(rid: number, address: number, data: number): boolean;
+  /** Whether interrupts of devices go through `interrupt`; else they reach the processors as they are. */
+  readonly remapsInterrupts?: boolean;
   /** A page request (PRI); the answer comes through `endpoint`. False: refused, `why` tells. */
   pageRequest?(endpoint: AtsEndpoint, rid: number, request: PageRequest): boolean;
 }
@@ -136,6 +144,18 @@ export class DmaPort {
       : this.#fault(page, offset, access, whole.pasid, upstream.why);
   }
 
+  /**
+   * Sends the message of an interrupt: a write of 4 bytes, which is plain DMA when software has put an address there that is none of
+   * interrupts. False: there is no remapping, the interrupt is to go its plain way.
+   */
+  message(low: number, high: number, data: number): boolean {
+    if (this.upstream.remapsInterrupts !== true) return false;
+    const page = high * 0x10_0000 + (low >>> 12);
+    if (page >= MSI_FIRST_PAGE && page <= MSI_LAST_PAGE) this.upstream.interrupt?.(this.#rid(), low, data);
+    else this.write((BigInt(high) << 32n) | BigInt(low), new Uint8Array(Uint32Array.of(data).buffer));
+    return true;
+  }
+
   #fault(page: number, within: number, access: Access, pasid: number, reason: string): DmaFault {
     const refused: DmaFault = {
       address: (BigInt(page) << 12n) + BigInt(within),
@@ -159,6 +179,13 @@ export class DmaPort {
     if (!this.#enabled()) return this.#fault(page, offset, access, pasid, 'bus master is off');
     const rid = this.#rid();
     const upstream = this.upstream;
+    if (access === WRITE && page >= MSI_FIRST_PAGE && page <= MSI_LAST_PAGE && upstream.remapsInterrupts === true) {
+      if (buffer.length === 4 && pasid < 0 && offset % 4 === 0) {
+        const data = new DataView(buffer.buffer, buffer.byteOffset, 4).getUint32(0, true);
+        if (upstream.interrupt?.(rid, (page * 4096 + offset) >>> 0, data) === true) return undefined;
+        return this.#fault(page, offset, access, pasid, upstream.why);
+      }
+    }
     const isPlain = attributes === NO_ATTRIBUTES || upstream.request === undefined;
     const ask = (at: number): number => {
       if (isPlain) return upstream.translate(rid, pasid, at, access);
@@ -184,6 +211,7 @@ export class DmaPort {
         count++;
       }
       const part = length === buffer.length ? buffer : buffer.subarray(done, done + length);
+      if (this.isCoherent) this.#memory.snoop?.(first, offset, part.length);
       const ok = access === READ ? this.#memory.read(first, offset, part) : this.#memory.write(first, offset, part);
       if (!ok) return this.#fault(page, offset, access, pasid, 'memory has gone');
       if (reason !== '') return this.#fault(page + count, 0, access, pasid, reason);

@@ -274,6 +274,11 @@ export class PciFunction {
     this.#resetListeners.push(listener);
   }
 
+  /** Sends a message: through interrupt remapping where there is one, which may send it elsewhere or drop it; else to who takes interrupts. */
+  sendMessage(vector: number, low: number, high: number, data: number): void {
+    if (!this.dma.message(low, high, data)) this.#sink?.message(vector);
+  }
+
   /** An AER error is signalled: status registers first, then whoever takes interrupts. */
   reportError(uncorrectableBit: number, fatal: boolean): void {
     const config = this.config;

@@ -24,6 +24,7 @@ export class MsiCapability {
   readonly #fn: PciFunction;
   readonly #config: ConfigSpace;
   readonly #maskAt: number;
+  readonly #dataAt: number;
 
   constructor(fn: PciFunction, offset: number, options: MsiOptions) {
     const { vectors } = options;
@@ -42,7 +43,8 @@ export class MsiCapability {
     config.define(offset + reg.PCI_MSI_FLAGS, 2, flags, reg.PCI_MSI_FLAGS_ENABLE | reg.PCI_MSI_FLAGS_QSIZE);
     config.define(offset + reg.PCI_MSI_ADDRESS_LO, 4, 0, 0xfffffffc);
     if (is64) config.define(offset + reg.PCI_MSI_ADDRESS_HI, 4, 0, 0xffffffff);
-    config.define(offset + (is64 ? reg.PCI_MSI_DATA_64 : reg.PCI_MSI_DATA_32), 2, 0, 0xffff);
+    this.#dataAt = is64 ? reg.PCI_MSI_DATA_64 : reg.PCI_MSI_DATA_32;
+    config.define(offset + this.#dataAt, 2, 0, 0xffff);
     this.#maskAt = maskable ? offset + (is64 ? reg.PCI_MSI_MASK_64 : reg.PCI_MSI_MASK_32) : 0;
     if (maskable) {
       config.define(this.#maskAt, 4, 0, 2 ** vectors - 1);
@@ -76,7 +78,16 @@ export class MsiCapability {
       this.#config.set(pending, 4, (this.#config.get(pending, 4) | (1 << sent)) >>> 0);
       return;
     }
-    this.#fn.sink?.message(sent);
+    this.#send(sent);
+  }
+
+  /** The low bits of the data are the vector's. */
+  #send(vector: number): void {
+    const { offset } = this;
+    const low = this.#config.get(offset + reg.PCI_MSI_ADDRESS_LO, 4);
+    const high = this.#dataAt === reg.PCI_MSI_DATA_64 ? this.#config.get(offset + reg.PCI_MSI_ADDRESS_HI, 4) : 0;
+    const data = this.#config.get(offset + this.#dataAt, 2);
+    this.#fn.sendMessage(vector, low, high, (data & ~(this.enabledVectors - 1)) | vector);
   }
 
   #deliverPending(): void {
@@ -86,7 +97,7 @@ export class MsiCapability {
     if (ready === 0) return;
     config.set(this.#maskAt + 4, 4, (config.get(this.#maskAt + 4, 4) & ~ready) >>> 0);
     for (let vector = 0; vector < this.vectors; vector++) {
-      if (((ready >>> vector) & 1) === 1) this.#fn.sink?.message(vector);
+      if (((ready >>> vector) & 1) === 1) this.#send(vector);
     }
   }
 }

@@ -99,13 +99,13 @@ export class MsixCapability {
       this.#pending[vector >> 3] = this.#pending[vector >> 3]! | (1 << (vector & 7));
       return;
     }
-    this.#fn.sink?.message(vector);
+    this.#send(vector);
   }
 
   #deliver(vector: number): void {
     if (!this.isPending(vector) || !this.enabled || this.functionMasked || this.isMasked(vector)) return;
     this.#pending[vector >> 3] = this.#pending[vector >> 3]! & ~(1 << (vector & 7));
-    this.#fn.sink?.message(vector);
+    this.#send(vector);
   }
 
   #deliverPending(): void {
@@ -118,6 +118,17 @@ export class MsixCapability {
     for (let vector = 0; vector < this.vectors; vector++) {
       this.table[vector * reg.PCI_MSIX_ENTRY_SIZE + reg.PCI_MSIX_ENTRY_VECTOR_CTRL] = reg.PCI_MSIX_ENTRY_CTRL_MASKBIT;
     }
+  }
+
+  /** What the entry says is sent to where it says. */
+  #send(vector: number): void {
+    const entry = new DataView(this.table.buffer, vector * reg.PCI_MSIX_ENTRY_SIZE, reg.PCI_MSIX_ENTRY_SIZE);
+    this.#fn.sendMessage(
+      vector,
+      entry.getUint32(reg.PCI_MSIX_ENTRY_LOWER_ADDR, true),
+      entry.getUint32(reg.PCI_MSIX_ENTRY_UPPER_ADDR, true),
+      entry.getUint32(reg.PCI_MSIX_ENTRY_DATA, true),
+    );
   }
 
   #tableRegisters(): Registers {

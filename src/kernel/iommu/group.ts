@@ -51,7 +51,7 @@ export class IommuGroup {
   constructor(id: number, unit: IommuUnit | undefined, defaultDomain: Domain | undefined) {
     this.id = id;
     this.unit = unit;
-    this.isolatedMsi = unit?.capabilities.hasInterruptRemapping ?? false;
+    this.isolatedMsi = unit?.hasIsolatedMsi ?? false;
     this.#defaultDomain = defaultDomain;
     this.#domain = defaultDomain;
     if (defaultDomain !== undefined) defaultDomain.attachments++;

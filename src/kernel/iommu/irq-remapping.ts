@@ -17,7 +17,7 @@ import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import { BufferBacking } from '../../hw/memory/backing.ts';
 import type { PhysicalMemory } from '../../hw/memory/physical-memory.ts';
 import { forEachDmaAlias } from '../../hw/pci/aliases.ts';
-import type { PciFunction } from '../../hw/pci/function.ts';
+import type { TopologyFunction } from '../../hw/pci/topology.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
 import type { HostInterrupts, HostVector } from '../core/host-interrupts.ts';
@@ -131,7 +131,7 @@ export class IrqRemapping {
    * Entries for `handlers.length` interrupts of `fn`, neighbours in a block of a power of two: what a function with several MSI
    * vectors needs. ENOSPC: no such block, or one larger than the unit can invalidate.
    */
-  allocate(fn: PciFunction, handlers: readonly (() => void)[]): RemappedIrq[] {
+  allocate(fn: TopologyFunction, handlers: readonly (() => void)[]): RemappedIrq[] {
     const mask = Math.ceil(Math.log2(Math.max(1, handlers.length)));
     if (mask > this.#mostMask) throw new Errno('ENOSPC', `unit ${this.unit.name} has no blocks of 2^${mask} entries`);
     const base = this.#findBlock(2 ** mask);
@@ -200,10 +200,10 @@ export class IrqRemapping {
  * Who may use an entry of `fn`: its requester ID; behind a bridge that puts its own in place of it, that one, or the buses between when
  * even the bus changes; all devices of the bus when all aliases share it.
  */
-export function sourceOf(fn: PciFunction): InterruptSource {
+export function sourceOf(fn: TopologyFunction): InterruptSource {
   let count = 0;
   let onOneBus = 0;
-  let last = { fn, rid: fn.rid };
+  let last: { fn: TopologyFunction; rid: number } = { fn, rid: fn.rid };
   forEachDmaAlias(fn, (other, rid) => {
     if (count === 0 || rid >>> 8 === last.rid >>> 8) onOneBus++;
     last = { fn: other, rid };

@@ -4,8 +4,11 @@
  */
 import type { PciFunction } from '../../../hw/pci/function.ts';
 import * as reg from '../../../uapi/pci-regs.ts';
+import type { MessageIrq, VfioPciEnvironment } from './environment.ts';
 
 const MESSAGE_ADDRESS = 0xfee0_0000;
+
+type AllocateIrqs = NonNullable<VfioPciEnvironment['allocateIrqs']>;
 
 /** Sets or clears COMMAND.INTX_DISABLE. */
 export function setIntx(fn: PciFunction, enabled: boolean): void {
@@ -46,21 +49,38 @@ export class MessageInterrupts {
   readonly #allocated = new Set<number>();
   readonly #open = new Set<number>();
   readonly #entry = new Uint8Array(reg.PCI_MSIX_ENTRY_SIZE);
+  readonly #allocateIrqs: AllocateIrqs;
+  /** Interrupts of the host behind the vectors; none where messages are not remapped. */
+  readonly #irqs = new Map<number, MessageIrq>();
 
-  /** Enables `count` vectors, all masked as far as the function can mask. */
-  constructor(fn: PciFunction, isMsix: boolean, count: number) {
+  /** Enables `count` vectors, all masked as far as the function can mask. ENOSPC: the host has not that many interrupts. */
+  constructor(fn: PciFunction, isMsix: boolean, count: number, allocateIrqs: AllocateIrqs = () => undefined) {
     this.#fn = fn;
     this.isMsix = isMsix;
+    this.#allocateIrqs = allocateIrqs;
+    try {
+      if (isMsix) for (let vector = 0; vector < count; vector++) this.#takeIrqs(vector, 1);
+      else this.#takeIrqs(0, count);
+    } catch (error) {
+      this.#freeIrqs();
+      throw error;
+    }
     for (let vector = 0; vector < count; vector++) this.#allocated.add(vector);
     this.program();
+  }
+
+  /** The host's interrupt behind a vector. */
+  irqOf(vector: number): MessageIrq | undefined {
+    return this.#irqs.get(vector);
   }
 
   isAllocated(vector: number): boolean {
     return this.#allocated.has(vector);
   }
 
-  /** Adds a vector to running MSI-X. */
+  /** Adds a vector to running MSI-X. ENOSPC. */
   allocate(vector: number): void {
+    this.#takeIrqs(vector, 1);
     this.#allocated.add(vector);
     this.#writeEntry(vector);
   }
@@ -88,9 +108,10 @@ export class MessageInterrupts {
     const flags = config.read(at + reg.PCI_MSI_FLAGS, 2);
     const is64 = (flags & reg.PCI_MSI_FLAGS_64BIT) !== 0;
     this.#writeMask();
-    config.write(at + reg.PCI_MSI_ADDRESS_LO, 4, MESSAGE_ADDRESS);
+    const message = this.#irqs.get(0)?.message ?? { address: MESSAGE_ADDRESS, data: 0 };
+    config.write(at + reg.PCI_MSI_ADDRESS_LO, 4, message.address);
     if (is64) config.write(at + reg.PCI_MSI_ADDRESS_HI, 4, 0);
-    config.write(at + (is64 ? reg.PCI_MSI_DATA_64 : reg.PCI_MSI_DATA_32), 2, 0);
+    config.write(at + (is64 ? reg.PCI_MSI_DATA_64 : reg.PCI_MSI_DATA_32), 2, message.data);
     const queue = Math.ceil(Math.log2(Math.max(1, this.#allocated.size)));
     config.write(
       at + reg.PCI_MSI_FLAGS,
@@ -114,7 +135,21 @@ export class MessageInterrupts {
       config.write(at + reg.PCI_MSI_FLAGS, 2, flags & ~(reg.PCI_MSI_FLAGS_ENABLE | reg.PCI_MSI_FLAGS_QSIZE));
     }
     this.#allocated.clear();
+    this.#freeIrqs();
     setIntx(this.#fn, true);
+  }
+
+  /** Interrupts for `count` vectors from `first`; their handlers hand the vector to who takes the function's interrupts. */
+  #takeIrqs(first: number, count: number): void {
+    const handlers = Array.from({ length: count }, (_, i) => () => this.#fn.sink?.message(first + i));
+    this.#allocateIrqs(this.#fn, handlers)?.forEach((irq, i) => {
+      this.#irqs.set(first + i, irq);
+    });
+  }
+
+  #freeIrqs(): void {
+    for (const irq of this.#irqs.values()) irq.free();
+    this.#irqs.clear();
   }
 
   #writeEntry(vector: number): void {
@@ -122,7 +157,8 @@ export class MessageInterrupts {
     const bar = table === undefined ? undefined : this.#fn.bars[table.bar];
     if (table === undefined || bar === undefined) return;
     const at = table.offset + vector * reg.PCI_MSIX_ENTRY_SIZE;
-    const words = [MESSAGE_ADDRESS, 0, vector, this.#open.has(vector) ? 0 : reg.PCI_MSIX_ENTRY_CTRL_MASKBIT];
+    const message = this.#irqs.get(vector)?.message ?? { address: MESSAGE_ADDRESS, data: vector };
+    const words = [message.address, 0, message.data, this.#open.has(vector) ? 0 : reg.PCI_MSIX_ENTRY_CTRL_MASKBIT];
     for (let i = 0; i < 4; i++) {
       const word = this.#entry.subarray(4 * i, 4 * i + 4);
       for (let byte = 0; byte < 4; byte++) word[byte] = words[i]! >>> (8 * byte);

@@ -12,8 +12,10 @@ import { Errno } from '../../../lib/errno.ts';
 import { Tracepoint } from '../../../lib/tracepoint.ts';
 import * as reg from '../../../uapi/pci-regs.ts';
 import * as uapi from '../../../uapi/vfio.ts';
+import type { BypassProducer } from '../../core/irq-bypass.ts';
 import { copyFromUser, type EventContext, type Task } from '../../core/task.ts';
 import { Virqfd } from '../virqfd.ts';
+import type { VfioPciEnvironment } from './environment.ts';
 import { closeContext, descriptorAt, type IrqRequest, resolveAll, SingleEvents } from './irq-events.ts';
 import { MessageInterrupts, msiVectors, msixVectors, setIntx } from './msi-hardware.ts';
 
@@ -24,6 +26,7 @@ export interface InterruptHost {
   availableVectors(wanted: number, isMsix: boolean): number;
   /** Whether the user sees an interrupt pin. */
   readonly hasIntx: boolean;
+  readonly environment: Pick<VfioPciEnvironment, 'allocateIrqs' | 'bypass'>;
 }
 
 /** An interrupt of the function on its way to the program; `signalled` false: the program has no eventfd for it. */
@@ -38,6 +41,8 @@ export class VfioPciIrqs implements InterruptSink {
   #type: number = uapi.VFIO_PCI_NUM_IRQS;
   #messages: MessageInterrupts | undefined;
   readonly #vectors = new Map<number, EventContext>();
+  /** Vectors that are offered to virtual machines. */
+  readonly #producers = new Map<number, BypassProducer>();
   #trigger: EventContext | undefined;
   #unmaskFd: Virqfd | undefined;
   #masked = false;
@@ -303,8 +308,13 @@ export class VfioPciIrqs implements InterruptSink {
     }
     const contexts = resolveAll(task, data, count);
     if (!isRunning) {
+      try {
+        this.#messages = new MessageInterrupts(this.#fn, isMsix, wanted, this.#host.environment.allocateIrqs);
+      } catch (error) {
+        for (const context of contexts) closeContext(context);
+        throw error;
+      }
       this.#type = index;
-      this.#messages = new MessageInterrupts(this.#fn, isMsix, wanted);
       if (!isMsix) this.msiQueueMax = Math.ceil(Math.log2(wanted));
     }
     for (let i = 0; i < count; i++) {
@@ -324,6 +334,7 @@ export class VfioPciIrqs implements InterruptSink {
     const old = this.#vectors.get(vector);
     if (old !== undefined) {
       this.#vectors.delete(vector);
+      this.#withdraw(vector);
       messages.setOpen(vector, false);
       old.close();
     }
@@ -335,15 +346,43 @@ export class VfioPciIrqs implements InterruptSink {
         if (isFull) return new Errno('ENOSPC', `the host has no vector left for vector ${vector}`);
         return new Errno('EINVAL', `vector ${vector} is beyond the MSI vectors that were enabled`);
       }
-      messages.allocate(vector);
+      try {
+        messages.allocate(vector);
+      } catch (error) {
+        closeContext(context);
+        if (error instanceof Errno) return error;
+        throw error;
+      }
     }
     if (context instanceof Errno) return context;
     this.#vectors.set(vector, context);
     messages.setOpen(vector, true);
+    this.#offer(vector, context);
     return undefined;
   }
 
+  /** Offers a vector to the virtual machine that listens to its eventfd. A refusal changes nothing: the eventfd is signalled. */
+  #offer(vector: number, { identity }: EventContext): void {
+    const { bypass } = this.#host.environment;
+    if (bypass === undefined || identity === undefined) return;
+    const producer = { irq: this.#messages?.irqOf(vector) };
+    try {
+      bypass.registerProducer(producer, identity);
+      this.#producers.set(vector, producer);
+    } catch (error) {
+      if (!(error instanceof Errno)) throw error;
+    }
+  }
+
+  #withdraw(vector: number): void {
+    const producer = this.#producers.get(vector);
+    if (producer === undefined) return;
+    this.#producers.delete(vector);
+    this.#host.environment.bypass?.unregisterProducer(producer);
+  }
+
   #messagesDisable(): void {
+    for (const vector of [...this.#producers.keys()]) this.#withdraw(vector);
     for (const context of this.#vectors.values()) context.close();
     this.#vectors.clear();
     const messages = this.#messages;
