@@ -4,6 +4,7 @@
  * Neither side may block us, whatever the program does to the counter: a full counter is left alone (the kernel saturates it), and reads
  * do not wait even when the program's descriptor would.
  */
+import { readFileSync } from 'node:fs';
 import * as libc from './libc.ts';
 import { must } from './libc.ts';
 import { Region } from './memory.ts';
@@ -37,4 +38,9 @@ export function signalEventfd(fd: number, count = 1): void {
 /** Resets the counter and returns what it was; 0 when it was zero already. */
 export function readEventfd(fd: number): number {
   return libc.preadv2(fd, region.address + VECTOR, 1, -1, RWF_NOWAIT) === 8 ? region.word(VALUE) : 0;
+}
+
+/** What is equal for all descriptors of one counter; undefined where the kernel does not tell (before Linux 5.2). */
+export function eventfdIdentity(fd: number): string | undefined {
+  return /^eventfd-id:\s*(\d+)/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1];
 }

@@ -86,8 +86,30 @@ const kinds: Readonly<Record<string, Names>> = {
   },
 };
 
+/** Requests of the box's own /dev/kvm and of what comes of it; their numbers do not collide. */
+const kvm: Names = {
+  0: 'KVM_GET_API_VERSION',
+  1: 'KVM_CREATE_VM',
+  3: 'KVM_CHECK_EXTENSION',
+  4: 'KVM_GET_VCPU_MMAP_SIZE',
+  65: 'KVM_CREATE_VCPU',
+  70: 'KVM_SET_USER_MEMORY_REGION',
+  96: 'KVM_CREATE_IRQCHIP',
+  106: 'KVM_SET_GSI_ROUTING',
+  118: 'KVM_IRQFD',
+  165: 'KVM_SIGNAL_MSI',
+  224: 'KVM_CREATE_DEVICE',
+  225: 'KVM_SET_DEVICE_ATTR',
+  226: 'KVM_GET_DEVICE_ATTR',
+  227: 'KVM_HAS_DEVICE_ATTR',
+};
+const KVMIO = 0xae;
+
 /** The name of an ioctl, its number where it has none. */
 export function ioctlName(kind: string, request: number): string {
+  if (kind.startsWith('kvm') && ((request >>> 8) & 0xff) === KVMIO) {
+    return kvm[request & 0xff] ?? `0x${request.toString(16)}`;
+  }
   const name = (request & 0xff00) === VFIO ? kinds[kind]?.[request & 0xff] : undefined;
   return name ?? `0x${request.toString(16)}`;
 }

@@ -9,6 +9,7 @@ import { Errno } from '../../lib/errno.ts';
 import {
   closeDescriptor,
   duplicate,
+  eventfdIdentity,
   inodeOf,
   isWritable,
   linkOf,
@@ -110,6 +111,11 @@ export class Eventfd implements EventContext {
   constructor(loop: EventLoop, fd: number) {
     this.#loop = loop;
     this.#fd = fd;
+  }
+
+  /** The kernel's own number of the counter. */
+  get identity(): string | undefined {
+    return eventfdIdentity(this.#fd);
   }
 
   signal(count = 1): void {
