@@ -38,6 +38,7 @@ enum { OP_HELLO = 1, OP_OPEN, OP_IOCTL, OP_PREAD, OP_PWRITE, OP_MMAP, OP_TRAP_RE
 #define PASS 1
 #define FILE_POSITION UINT64_MAX
 #define INLINE_WRITE 4096
+#define INLINE_ARGUMENT 80 /* bytes of an ioctl's argument that travel with it */
 
 struct request {
 	uint32_t op, seq;
@@ -59,6 +60,7 @@ struct call {
 	struct reply r;
 	size_t got; /* bytes of payload that arrived */
 	int fd;     /* the descriptor that came, close-on-exec, or -1 */
+	int keep;   /* MMAP: a second one, to be kept for as long as the mapping lives, or -1 */
 };
 
 extern int box_active; /* VFIOBOX_SOCKET is set; else nothing here does anything */
@@ -68,6 +70,9 @@ void call_init(void);
 int64_t box_call(struct call *c); /* the value, or minus the errno */
 uint64_t process_word(void);      /* random, new after fork */
 int connect_failed(void);
+/* The descriptor's file becomes readable by itself: a byte in its socket says so, and goes before it is read. */
+#define IS_EVENT_QUEUE(id) ((id) >> 32 & 1)
+void drain_wakes(int fd);
 /* The descriptor is one of the box's: its id. Remembers the answer as a hint. */
 int handle_of(int fd, uint64_t *id);
 

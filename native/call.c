@@ -126,7 +126,8 @@ static void after_fork(void)
 	for (int i = 0; i < n; i++) {
 		int fd = atomic_load(&own_table[i].fd) - 1;
 		uint64_t id;
-		if (fd < 0 || handle_of(fd, &id)) continue; /* a mapping's dup stays */
+		/* What a mapping keeps stays: a handle, or a file, which has no cookie. */
+		if (fd < 0 || !own_table[i].cookie || handle_of(fd, &id)) continue;
 		if (cookie_of(fd) == own_table[i].cookie) SYS(close, fd);
 		atomic_store(&own_table[i].fd, 0);
 	}
@@ -261,7 +262,7 @@ static int64_t exchange(int s, struct call *c, int *lost)
 		c->in_length = at >= end ? 0 : end - at < 65536 ? end - at : 65536;
 	}
 	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
+		char bytes[CMSG_SPACE(2 * sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	for (;;) {
@@ -275,15 +276,22 @@ static int64_t exchange(int s, struct call *c, int *lost)
 		}
 		if (n < (long)sizeof c->r) return -EIO;
 		struct cmsghdr *h = CMSG_FIRSTHDR(&m);
-		c->fd = -1;
-		if (h && h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS && h->cmsg_len >= CMSG_LEN(sizeof(int)))
-			memcpy(&c->fd, CMSG_DATA(h), sizeof(int));
+		c->fd = c->keep = -1;
+		if (h && h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS) {
+			if (h->cmsg_len >= CMSG_LEN(sizeof(int))) memcpy(&c->fd, CMSG_DATA(h), sizeof(int));
+			if (h->cmsg_len >= CMSG_LEN(2 * sizeof(int))) memcpy(&c->keep, CMSG_DATA(h) + sizeof(int), sizeof(int));
+		}
+		if (c->keep >= 0 && c->q.op != OP_MMAP) {
+			SYS(close, c->keep);
+			c->keep = -1;
+		}
 		if (c->r.seq == c->q.seq && c->r.kind == 1) {
 			if (answer_ask(s, c->q.seq, (int)c->r.ret) < 0) return -EIO;
 			continue;
 		}
 		if (c->r.seq != c->q.seq || c->r.kind != 0) { /* of a call that was abandoned */
 			if (c->fd >= 0) SYS(close, c->fd);
+			if (c->keep >= 0) SYS(close, c->keep);
 			continue;
 		}
 		*lost = 0;
@@ -298,7 +306,7 @@ int64_t box_call(struct call *c)
 	char here;
 	int lost = 0;
 	int64_t r;
-	c->fd = -1;
+	c->fd = c->keep = -1;
 	c->got = 0;
 	c->r.fdoff = -2;
 	if (unlikely(mine.busy)) {
@@ -333,6 +341,12 @@ int64_t box_call(struct call *c)
 }
 
 /* ---- whose descriptor is this ---- */
+
+void drain_wakes(int fd)
+{
+	char wake[64];
+	while (SYS(recvfrom, fd, wake, sizeof wake, MSG_DONTWAIT, 0, 0) > 0) {}
+}
 
 static int hex_digit(int c)
 {

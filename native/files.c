@@ -76,9 +76,43 @@ static NOINLINE int open_placed(int dirfd, const char *path, int flags, mode_t m
 	return box_open(&w, flags, mode);
 }
 
+/* /proc/PID/status, where the box has something to add. `w` is what the box is asked. */
+static NOINLINE int status_place(const char *path, struct place *w)
+{
+	const char *p = path + 6, *digits = p;
+	if (strncmp(path, "/proc/", 6)) return 0;
+	long pid = 0;
+	if (!strcmp(p, "self/status")) pid = SYS(getpid);
+	else {
+		while (*p >= '0' && *p <= '9' && p - digits < 9) pid = pid * 10 + *p++ - '0';
+		if (p == digits || strcmp(p, "/status")) return 0;
+	}
+	w->kind = PLACE_DEV;
+	snprintf(w->path, sizeof w->path, "/proc/%ld/status", pid);
+	snprintf(w->real, sizeof w->real, "%s", path);
+	return 1;
+}
+
+static NOINLINE int open_status(const char *path, int flags, int *done)
+{
+	struct place w;
+	if (!status_place(path, &w)) return -1;
+	*done = 1;
+	return box_open(&w, flags, 0);
+}
+
+static inline int wants_status(const char *path)
+{
+	return unlikely(any_handle) && path && path[0] == '/' && path[1] == 'p';
+}
+
 static int do_open(int dirfd, const char *path, int flags, mode_t mode)
 {
 	int done = 0, saved = errno;
+	if (wants_status(path) && (flags & O_ACCMODE) == O_RDONLY) {
+		int r = open_status(path, flags, &done);
+		if (done) return r;
+	}
 	if (unlikely(place_wanted(dirfd, path))) {
 		int r = open_placed(dirfd, path, flags, mode, &done);
 		if (done) return r;
@@ -216,7 +250,7 @@ EXPORT FILE *fdopen(int fd, const char *mode)
 static NOINLINE FILE *stream_placed(const char *path, const char *mode, int *done)
 {
 	struct place w;
-	if (!place_of(AT_FDCWD, path, &w)) return 0;
+	if (!(wants_status(path) && only_reads(mode) && status_place(path, &w)) && !place_of(AT_FDCWD, path, &w)) return 0;
 	*done = 1;
 	int fd = box_open(&w, flags_of(mode), 0666);
 	if (fd < 0) return 0;
@@ -233,7 +267,7 @@ static NOINLINE FILE *stream_placed(const char *path, const char *mode, int *don
 	EXPORT FILE *name(const char *path, const char *mode)                                                                               \
 	{                                                                                                                                   \
 		int done = 0;                                                                                                               \
-		if (unlikely(place_wanted(AT_FDCWD, path)) && mode) {                                                                       \
+		if (unlikely(place_wanted(AT_FDCWD, path) || wants_status(path)) && mode) {                                                 \
 			FILE *f = stream_placed(path, mode, &done);                                                                         \
 			if (done) return f;                                                                                                 \
 		}                                                                                                                           \

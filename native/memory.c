@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #define MAPPING_MAX 4096
 static struct mapping table[MAPPING_MAX];
@@ -151,21 +152,17 @@ static long box_mmap(int fd, uint64_t id, void *addr, size_t length, int prot, i
 	                 .in_length = sizeof how};
 	int64_t r = box_call(&c);
 	if (c.fd < 0) return r < 0 ? r : -EIO;
+	int trapped = r >= 0 && how.kind == 1;
+	if (trapped) r = trap_install();
 	if (r < 0) {
 		SYS(close, c.fd);
+		if (c.keep >= 0) SYS(close, c.keep);
 		return r;
 	}
-	int trapped = how.kind == 1;
-	if (trapped) {
-		int e = trap_install();
-		if (e < 0) {
-			SYS(close, c.fd);
-			return e;
-		}
-	}
 	struct mapping m = {.offset = (uint64_t)offset, .handle = id, .prot = prot, .trapped = trapped};
-	m.fd = move_high(fd);
+	m.fd = move_high(c.keep >= 0 ? c.keep : fd);
 	if (m.fd >= 0) own_add(m.fd);
+	if (c.keep >= 0) SYS(close, c.keep);
 	uint64_t s = lock();
 	if (trapped) {
 		flags &= ~(MAP_TYPE | MAP_POPULATE | MAP_LOCKED);
@@ -188,6 +185,56 @@ static long box_mmap(int fd, uint64_t id, void *addr, size_t length, int prot, i
 	return p;
 }
 
+/*
+ * Shared anonymous memory gets a name, a memfd's, so that its pages are known as the same ones in every process that has them, and can
+ * outlive the one that gave them away for DMA. The descriptor is kept as long as the mapping. -ENOSYS: not possible here.
+ */
+#define NAMED_MAX 256
+static long map_named(void *addr, size_t length, int prot, int flags)
+{
+	struct {
+		uint64_t soft, hard;
+	} limit;
+	if (mapping_count >= NAMED_MAX || !length || (length + 4095) < length) return -ENOSYS;
+	size_t rounded = (length + 4095) & ~(size_t)4095;
+	/* Memory without a file has no limit of files. */
+	if (SYS(prlimit64, 0, RLIMIT_FSIZE, 0, &limit) < 0 || limit.soft < rounded) return -ENOSYS;
+	long f = SYS(memfd_create, "vfiobox-shared", 1 /* MFD_CLOEXEC */);
+	if (f < 0) return -ENOSYS;
+	struct mapping m = {.fd = move_high((int)f), .prot = prot};
+	SYS(close, f);
+	if (m.fd < 0) return -ENOSYS;
+	if (SYS(ftruncate, m.fd, rounded) < 0) {
+		SYS(close, m.fd);
+		return -ENOSYS;
+	}
+	own_add(m.fd);
+	uint64_t s = lock();
+	long p = SYS(mmap, addr, length, prot, flags & ~MAP_ANONYMOUS, m.fd, 0);
+	if (!(p < 0 && p > -4096)) {
+		m.start = (uintptr_t)p;
+		m.end = m.start + rounded;
+		cut(m.start, m.end);
+		if (!insert(&m)) own_drop(m.fd);
+	} else own_drop(m.fd);
+	unlock(s);
+	return p;
+}
+
+static inline int may_be_named(int flags)
+{
+	return box_active && (flags & (MAP_ANONYMOUS | MAP_HUGETLB | MAP_TYPE)) == (MAP_ANONYMOUS | MAP_SHARED);
+}
+
+static long map_real(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+	if (unlikely(may_be_named(flags))) {
+		long r = map_named(addr, length, prot, flags);
+		if (r != -ENOSYS) return r;
+	}
+	return SYS(mmap, addr, length, prot, flags, fd, offset);
+}
+
 /* A machine without hugepages: ordinary memory with a hugepage's alignment. */
 static long without_hugepages(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
@@ -199,12 +246,12 @@ static long without_hugepages(void *addr, size_t length, int prot, int flags, in
 	length = (length + page - 1) & ~(page - 1);
 	if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
 		if ((uintptr_t)addr & (page - 1)) return -EINVAL;
-		return SYS(mmap, addr, length, prot, flags, fd, offset);
+		return map_real(addr, length, prot, flags, fd, offset);
 	}
 	long p = SYS(mmap, 0, length + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p < 0 && p > -4096) return p;
 	uintptr_t start = ((uintptr_t)p + page - 1) & ~(page - 1), end = (uintptr_t)p + length + page;
-	long r = SYS(mmap, start, length, prot, flags | MAP_FIXED, fd, offset);
+	long r = map_real((void *)start, length, prot, flags | MAP_FIXED, fd, offset);
 	if (r < 0 && r > -4096) {
 		SYS(munmap, p, length + page);
 		return r;
@@ -220,6 +267,7 @@ static void *do_mmap(void *addr, size_t length, int prot, int flags, int fd, off
 	long r;
 	int file = fd >= 0 && !(flags & MAP_ANONYMOUS);
 	if (unlikely(file && maybe_handle(fd) && handle_of(fd, &id))) return (void *)finish(box_mmap(fd, id, addr, length, prot, flags, offset));
+	if (unlikely(may_be_named(flags)) && (r = map_named(addr, length, prot, flags)) != -ENOSYS) return (void *)finish(r);
 	r = SYS(mmap, addr, length, prot, flags, fd, offset);
 	if (likely(!(r < 0 && r > -4096))) {
 		if (concerns((uintptr_t)r, length) && (flags & MAP_FIXED)) cut_locked((uintptr_t)r, length);
@@ -316,7 +364,7 @@ EXPORT void *mremap(void *addr, size_t old_length, size_t new_length, int flags,
 			found = 1;
 		}
 	/* A device's mapping never grows (VM_DONTEXPAND). */
-	long r = found && new_pages > old_pages ? -EFAULT : SYS(mremap, addr, old_length, new_length, flags, wish);
+	long r = found && moved.handle && new_pages > old_pages ? -EFAULT : SYS(mremap, addr, old_length, new_length, flags, wish);
 	if (!(r < 0 && r > -4096)) {
 		struct mapping hold = {.fd = found ? moved.fd : -1};
 		insert(&hold);

@@ -70,7 +70,7 @@ static int64_t forward_ioctl(uint64_t id, unsigned long request, void *arg)
 	struct call c = {.q = {.op = OP_IOCTL, .handle = id, .a = (uint32_t)request, .b = (uintptr_t)arg}, .in = arg};
 	if ((uintptr_t)arg >= 4096) {
 		c.out = arg;
-		c.out_length = 64;
+		c.out_length = INLINE_ARGUMENT;
 	}
 	int64_t r = box_call(&c);
 	if (c.fd < 0) return r;
@@ -188,10 +188,16 @@ static int64_t box_vector(uint64_t id, const struct iovec *v, int n, uint64_t of
 /* On a socket these would move the socket's bytes: so the hint decides, and getsockname confirms. */
 #define ON_HANDLE(fd, id) (maybe_handle(fd) && handle_of(fd, &(id)))
 
+static int64_t read_handle(int fd, uint64_t id, void *buffer, size_t count)
+{
+	if (IS_EVENT_QUEUE(id)) drain_wakes(fd);
+	return box_read(id, buffer, count, FILE_POSITION);
+}
+
 EXPORT ssize_t read(int fd, void *buffer, size_t count)
 {
 	uint64_t id;
-	if (ON_HANDLE(fd, id)) return finish(box_read(id, buffer, count, FILE_POSITION));
+	if (ON_HANDLE(fd, id)) return finish(read_handle(fd, id, buffer, count));
 	return REAL(read)(fd, buffer, count);
 }
 
@@ -205,7 +211,10 @@ EXPORT ssize_t write(int fd, const void *buffer, size_t count)
 EXPORT ssize_t readv(int fd, const struct iovec *v, int n)
 {
 	uint64_t id;
-	if (ON_HANDLE(fd, id)) return finish(box_vector(id, v, n, FILE_POSITION, 0));
+	if (ON_HANDLE(fd, id)) {
+		if (IS_EVENT_QUEUE(id)) drain_wakes(fd);
+		return finish(box_vector(id, v, n, FILE_POSITION, 0));
+	}
 	return REAL(readv)(fd, v, n);
 }
 
@@ -223,7 +232,7 @@ extern ssize_t __pread64_chk(int fd, void *buffer, size_t count, off_t offset, s
 EXPORT ssize_t __read_chk(int fd, void *buffer, size_t count, size_t room)
 {
 	uint64_t id;
-	if (count <= room && ON_HANDLE(fd, id)) return finish(box_read(id, buffer, count, FILE_POSITION));
+	if (count <= room && ON_HANDLE(fd, id)) return finish(read_handle(fd, id, buffer, count));
 	return REAL(__read_chk)(fd, buffer, count, room);
 }
 

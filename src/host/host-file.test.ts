@@ -48,7 +48,10 @@ test('a wrong file is told where it is wrong and what was expected', () => {
 test('text that is no JSON or YAML, files and presets that do not exist', () => {
   assert.throws(() => parseHost('{', 'lab.json'), /^Error: lab\.json: |lab\.json: /);
   assert.throws(() => loadHost('/nonexistent/lab.json'), /cannot read host file '\/nonexistent\/lab\.json': ENOENT/);
-  assert.throws(() => loadHost('nonesuch'), /no host file or preset 'nonesuch'; presets: default, kernel-golden/);
+  assert.throws(
+    () => loadHost('nonesuch'),
+    /no host file or preset 'nonesuch'; presets: default, iommufd-selftest, kernel-golden, sriov, seed-2011/,
+  );
 });
 
 test('YAML is read as JSON is', () => {

@@ -69,6 +69,7 @@ export interface HostConfig {
   vfio2011?: Vfio2011Config | undefined;
   /** By the number of an IOMMU group: its API, when it is another one than the box's, and the minor number of its node in that of 2011. */
   groups?: Record<string, { api?: ApiName | undefined; minor?: number | undefined }> | undefined;
+  iommufd?: { selftest?: boolean | undefined; container?: 'vfio' | 'iommufd' | undefined } | undefined;
   options?:
     | {
         allowUnsafeInterrupts?: boolean | undefined;
@@ -85,7 +86,7 @@ export interface HostConfig {
 /** A host file that cannot be used. The message is one line for a person: where, what was found, what was expected. */
 export class HostFileError extends Error {}
 
-const PRESETS = ['default', 'kernel-golden', 'sriov', 'seed-2011'];
+const PRESETS = ['default', 'iommufd-selftest', 'kernel-golden', 'sriov', 'seed-2011'];
 
 /** Names that `--host` takes beside files. */
 export function presetNames(): string[] {
@@ -181,6 +182,18 @@ export function hostSchema(z: typeof zod) {
         z.string().regex(/^\d+$/, 'expected the number of an IOMMU group'),
         z.strictObject({ api: api.optional(), minor: z.int().min(0).max(0xfffff).optional() }),
       )
+      .optional(),
+    iommufd: z
+      .strictObject({
+        selftest: z
+          .boolean()
+          .optional()
+          .describe("The mock driver of the kernel's own test suite: IOMMU_TEST_CMD on /dev/iommu"),
+        container: z
+          .enum(['vfio', 'iommufd'])
+          .optional()
+          .describe('Who answers on /dev/vfio/vfio: the container of VFIO itself, or an iommufd in its place'),
+      })
       .optional(),
     options: z
       .strictObject({

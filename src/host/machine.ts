@@ -15,6 +15,7 @@ import { Mm } from '../kernel/core/mm.ts';
 import type { UserMemory } from '../kernel/core/user-memory.ts';
 import { IommuCore } from '../kernel/iommu/iommu.ts';
 import { IommufdCore } from '../kernel/iommufd/core.ts';
+import type { IommufdFile } from '../kernel/iommufd/main.ts';
 import { KvmHost } from '../kernel/kvm/host.ts';
 import { KvmFile } from '../kernel/kvm/kvm-files.ts';
 import { VfioCore } from '../kernel/vfio/vfio.ts';
@@ -96,6 +97,8 @@ export class Machine {
     this.iommufd = new IommufdCore({
       physical: this.physical,
       allowUnsafeInterrupts: config.options?.allowUnsafeInterrupts ?? false,
+      selftest: config.iommufd?.selftest ?? false,
+      allocateShared: platform.allocateShared,
     });
     this.#platform = platform;
     this.api2011 = Api2011.of(config, {
@@ -140,13 +143,20 @@ export class Machine {
         },
       },
     );
+    const watched = (file: IommufdFile): IommufdFile => {
+      this.counters.watchContext(file.context);
+      return file;
+    };
     const vfioNodes = this.api2011?.isAlone
       ? undefined
-      : new VfioNodes(this.vfio, this.#nodes, vfioSysfs, this.counters, (caller) => {
-          const file = this.iommufd.open(caller);
-          this.counters.watchContext(file.context);
-          return file;
-        });
+      : new VfioNodes(
+          this.vfio,
+          this.#nodes,
+          vfioSysfs,
+          this.counters,
+          (caller) => watched(this.iommufd.open(caller)),
+          config.iommufd?.container === 'iommufd' ? (caller) => watched(this.iommufd.openContainer(caller)) : undefined,
+        );
 
     units.all.forEach((unit, i) => {
       iommuSysfs.addUnit(unit, i);

@@ -20,15 +20,21 @@ export class VfioNodes {
   readonly #groups = new Set<number>();
   readonly #devices = new Map<VfioDevice, number>();
 
-  constructor(vfio: VfioCore, nodes: DeviceNodes<Opener>, sysfs: VfioSysfs, counters: Counters, openIommufd: Opener) {
+  /** `openContainer`: who answers on the container's node, when it is not VFIO. */
+  constructor(
+    vfio: VfioCore,
+    nodes: DeviceNodes<Opener>,
+    sysfs: VfioSysfs,
+    counters: Counters,
+    openIommufd: Opener,
+    openContainer: Opener = (caller) => vfio.openContainer(caller),
+  ) {
     this.#vfio = vfio;
     this.#nodes = nodes;
     this.#sysfs = sysfs;
     this.#counters = counters;
     nodes.add('/dev/iommu', MISC_MAJOR, IOMMU_MINOR, 0o660, (caller) => counters.opened(openIommufd(caller)));
-    nodes.add('/dev/vfio/vfio', MISC_MAJOR, CONTAINER_MINOR, 0o666, (caller) =>
-      counters.opened(vfio.openContainer(caller)),
-    );
+    nodes.add('/dev/vfio/vfio', MISC_MAJOR, CONTAINER_MINOR, 0o666, (caller) => counters.opened(openContainer(caller)));
     nodes.addFolder('/dev/vfio/devices');
   }
 

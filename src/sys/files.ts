@@ -1,5 +1,5 @@
 /** What a descriptor is, and the few things done with files outside node:fs. */
-import { fstatSync, readlinkSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readlinkSync, statSync, writeSync } from 'node:fs';
 import * as libc from './libc.ts';
 import { must } from './libc.ts';
 
@@ -8,6 +8,7 @@ const F_DUPFD_CLOEXEC = 1030;
 const F_GET_SEALS = 1034;
 const F_SEAL_SHRINK = 2;
 const S_IFSOCK = 0o140000;
+const MFD_CLOEXEC = 1;
 
 /** What /proc says that a descriptor of ours is: `anon_inode:[eventfd]`, a path, … */
 export function linkOf(fd: number): string {
@@ -54,4 +55,87 @@ export function closeDescriptor(fd: number): void {
 /** An inode at a path that nobody can open: the place of a device node. */
 export function makeSocketNode(path: string): void {
   must(`mknod ${path}`, libc.mknod(path, S_IFSOCK | 0o600, 0));
+}
+
+/** A memfd with a text in it, for reading by somebody else. SystemError. */
+export function textFile(name: string, text: string): number {
+  const fd = must('memfd_create', libc.memfd_create(name, MFD_CLOEXEC));
+  // Written at a place of its own: whoever gets the descriptor reads from the start.
+  writeSync(fd, text, 0);
+  return fd;
+}
+
+/** /proc/PID/status with more locked and pinned pages than the system counts. Undefined: there is no such process. */
+export function statusWith(
+  pid: number,
+  more: { readonly locked: number; readonly pinned: number },
+): string | undefined {
+  let text: string;
+  try {
+    text = readFileSync(`/proc/${pid}/status`, 'utf8');
+  } catch {
+    return undefined;
+  }
+  const add = (name: string, pages: number): void => {
+    text = text.replace(new RegExp(`^(${name}:\\s*)(\\d+)`, 'm'), (_, head: string, kilobytes: string) => {
+      const width = head.length + kilobytes.length;
+      const value = String(Number(kilobytes) + pages * 4);
+      return name.length + 1 + value.length >= width
+        ? `${name}:\t${value}`
+        : head.trimEnd() + value.padStart(width - name.length - 1);
+    });
+  };
+  add('VmLck', more.locked);
+  add('VmPin', more.pinned);
+  return text;
+}
+
+/** Whether /proc/PID/map_files may be used, which takes a right that few have; undefined: not tried yet. */
+let hasMapFiles: boolean | undefined;
+
+/**
+ * Opens the file behind a shared mapping of another process, by the mapping itself or by one of the process's descriptors. `key` as in
+ * `Mapping`. -1: it cannot be reached.
+ */
+export function openMapped(pid: number, start: number, end: number, key: string, isWritable: boolean): number {
+  const mode = isWritable ? 'r+' : 'r';
+  if (hasMapFiles !== false) {
+    try {
+      const fd = openSync(`/proc/${pid}/map_files/${start.toString(16)}-${end.toString(16)}`, mode);
+      hasMapFiles = true;
+      if (isKey(fd, key)) return fd;
+      closeSync(fd);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'EPERM') hasMapFiles = false;
+    }
+  }
+  return openByDescriptor(pid, key, mode);
+}
+
+function openByDescriptor(pid: number, key: string, mode: string): number {
+  const inode = Number(key.slice(key.lastIndexOf(':') + 1));
+  let names: string[];
+  try {
+    names = readdirSync(`/proc/${pid}/fd`);
+  } catch {
+    return -1;
+  }
+  // The library keeps its descriptors at the upper end.
+  for (const name of names.reverse()) {
+    const path = `/proc/${pid}/fd/${name}`;
+    try {
+      if (statSync(path).ino !== inode) continue;
+      const fd = openSync(path, mode);
+      if (isKey(fd, key)) return fd;
+      closeSync(fd);
+    } catch {
+      // Closed meanwhile, or not ours to open.
+    }
+  }
+  return -1;
+}
+
+function isKey(fd: number, key: string): boolean {
+  const { major, minor, inode } = inodeOf(fd);
+  return `${major}:${minor}:${inode}` === key;
 }

@@ -1,7 +1,18 @@
 /** The operating system under the box. */
 export { EAGAIN } from './constants.ts';
 export { createEventfd, eventfdIdentity, readEventfd, signalEventfd } from './eventfd.ts';
-export { closeDescriptor, duplicate, inodeOf, isWritable, linkOf, makeSocketNode, sealsOf } from './files.ts';
+export {
+  closeDescriptor,
+  duplicate,
+  inodeOf,
+  isWritable,
+  linkOf,
+  makeSocketNode,
+  openMapped,
+  sealsOf,
+  statusWith,
+  textFile,
+} from './files.ts';
 export { SystemError } from './libc.ts';
 export { MappedFile } from './mapped-file.ts';
 export { Region } from './memory.ts';

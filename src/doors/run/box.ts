@@ -96,13 +96,19 @@ export class Box {
       failed: (error, handle) => this.#bug(error, `the release of ${handle.file.path}`),
     });
     const descriptors = new FetchedDescriptors(this.#loop, (fd) => this.#handles.find(fd));
-    const door = new CallDoor(this.machine, this.#handles, descriptors, {
-      call: this.#callReport(options.explain),
-      waits: options.explain ? (record) => say(explainWait(record)) : undefined,
-      failed: (error, program, call) =>
-        this.#bug(error, `${call} of ${program.process.name}[${program.pid}]; its connection is closed`),
-    });
-    const processes = new Processes(this.machine, descriptors, this.#shared, door);
+    const door = new CallDoor(
+      this.machine,
+      this.#handles,
+      descriptors,
+      {
+        call: this.#callReport(options.explain),
+        waits: options.explain ? (record) => say(explainWait(record)) : undefined,
+        failed: (error, program, call) =>
+          this.#bug(error, `${call} of ${program.process.name}[${program.pid}]; its connection is closed`),
+      },
+      (pid) => processes.lockedPages(pid),
+    );
+    const processes: Processes = new Processes(this.machine, descriptors, this.#shared, door);
     this.#tree = new TreeFolder(folder);
     this.machine.tree.attach(this.#tree);
     const socket = join(folder, 'socket');

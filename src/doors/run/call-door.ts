@@ -10,7 +10,15 @@
  */
 import { Blocked, type File, type Machine, type NodeStat } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
-import { closeDescriptor, type NativeShared, Region, send, sendDescriptors } from '../../sys/index.ts';
+import {
+  closeDescriptor,
+  type NativeShared,
+  Region,
+  send,
+  sendDescriptors,
+  statusWith,
+  textFile,
+} from '../../sys/index.ts';
 import { ioctlName } from './call-names.ts';
 import { type FetchedDescriptors, NeedDescriptor } from './descriptors.ts';
 import type { Handle, Handles } from './handles.ts';
@@ -46,8 +54,15 @@ import type { CallRecord } from './reporter.ts';
 const CHUNK = 2 ** 20;
 const X_OK = 1;
 const TASK_END = 2 ** 47;
+const STATUS = /^\/proc\/(\d+)\/status$/;
 
 export type Outcome = 'answered' | 'asked' | 'waiting' | 'broken';
+
+/** Pages of a program that the machine has locked (VmLck) and pinned (VmPin). */
+export interface LockedPages {
+  readonly locked: number;
+  readonly pinned: number;
+}
 
 /** Where reports go; undefined members are not wanted. */
 export interface CallReports {
@@ -68,6 +83,7 @@ export class CallDoor {
   readonly #handles: Handles;
   readonly #descriptors: FetchedDescriptors;
   readonly #reports: CallReports;
+  readonly #lockedPages: (pid: number) => LockedPages | undefined;
   readonly #q: Uint32Array;
   readonly #qs: Int32Array;
   readonly #r: Int32Array;
@@ -82,11 +98,20 @@ export class CallDoor {
   /** The program's end of a new handle (closed after sending), or a memory's descriptor (kept). */
   #descriptor = -1;
   #isDescriptorOurs = false;
+  /** The program's end of a handle that lives as long as the mapping under way. */
+  #keep = -1;
   #why: string | undefined;
   /** After `serve` said `waiting`: what the call waits for. */
   blocked: Blocked | undefined;
 
-  constructor(machine: Machine, handles: Handles, descriptors: FetchedDescriptors, reports: CallReports) {
+  constructor(
+    machine: Machine,
+    handles: Handles,
+    descriptors: FetchedDescriptors,
+    reports: CallReports,
+    lockedPages: (pid: number) => LockedPages | undefined = () => undefined,
+  ) {
+    this.#lockedPages = lockedPages;
     this.#machine = machine;
     this.#handles = handles;
     this.#descriptors = descriptors;
@@ -209,7 +234,17 @@ export class CallDoor {
 
   /** A register read of 1 to 64 bytes lands in the reply directly; longer ones go through a piece of memory. */
   #pread(program: Program): number {
-    const file = this.#handle().file;
+    const handle = this.#handle();
+    const { file } = handle;
+    if (!file.isEventQueue) return this.#preadFile(program, file);
+    try {
+      return this.#preadFile(program, file);
+    } finally {
+      this.#handles.wasRead(handle);
+    }
+  }
+
+  #preadFile(program: Program, file: File): number {
     const q = this.#q;
     const isPositioned = !(q[4] === 0xffff_ffff && q[5] === 0xffff_ffff);
     const offset = isPositioned ? wide(q[4]!, q[5]!) : file.position;
@@ -298,9 +333,23 @@ export class CallDoor {
 
   #open(program: Program, payload: number): number {
     const flags = this.#q[4]!;
+    const status = STATUS.exec(this.#path(payload));
+    if (status !== null) return this.#openStatus(Number(status[1]));
     const file = this.#machine.open(program.process, this.#path(payload), flags);
     if (file === undefined) return PASS;
     this.#give(file, program, (flags & O_CLOEXEC) !== 0);
+    return 0;
+  }
+
+  /** /proc/PID/status of a program that has memory locked by the machine: a copy of the system's with those pages added. */
+  #openStatus(pid: number): number {
+    const locked = this.#lockedPages(pid);
+    const text = locked === undefined ? undefined : statusWith(pid, locked);
+    if (text === undefined) return PASS;
+    this.#descriptor = textFile('status', text);
+    this.#isDescriptorOurs = false;
+    this.#fdoff = DESCRIPTOR_IS_RESULT;
+    this.#flags = FLAG_CLOSE_ON_EXEC;
     return 0;
   }
 
@@ -315,6 +364,7 @@ export class CallDoor {
     this.#fdoff = DESCRIPTOR_IS_RESULT;
     this.#descriptor = (mapping.memory as unknown as NativeShared).fd;
     this.#isDescriptorOurs = true;
+    if (mapping.keep !== undefined) this.#keep = this.#handles.create(mapping.keep, program.process);
     return 0;
   }
 
@@ -352,7 +402,7 @@ export class CallDoor {
   }
 
   #handle(): Handle {
-    const handle = this.#q[3] === 0 ? this.#handles.get(this.#q[2]!) : undefined;
+    const handle = this.#handles.get(wide(this.#q[2]!, this.#q[3]!));
     if (handle === undefined) throw unknownHandle;
     return handle;
   }
@@ -381,7 +431,10 @@ export class CallDoor {
     r[7] = 0;
     const total = REPLY_HEADER + this.#length;
     if (this.#descriptor < 0) return send(fd, this.reply.address, total) === total ? 'answered' : 'broken';
-    const sent = sendDescriptors(fd, this.reply.address, total, [this.#descriptor]);
+    const descriptors = this.#keep < 0 ? [this.#descriptor] : [this.#descriptor, this.#keep];
+    const sent = sendDescriptors(fd, this.reply.address, total, descriptors);
+    if (this.#keep >= 0) closeDescriptor(this.#keep);
+    this.#keep = -1;
     this.#dropDescriptor();
     return sent === total ? 'answered' : 'broken';
   }
@@ -398,7 +451,7 @@ export class CallDoor {
 
   #describe(program: Program, result: number): CallRecord {
     const q = this.#q;
-    const handle = q[3] === 0 ? this.#handles.get(q[2]!) : undefined;
+    const handle = this.#handles.get(wide(q[2]!, q[3]!));
     const file = handle?.file.path ?? '';
     const at = (word: number): string => `0x${wide(q[word]!, q[word + 1]!).toString(16)}`;
     const common = { program: program.process.name, pid: program.pid, result, why: this.#why };

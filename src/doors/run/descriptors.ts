@@ -148,7 +148,7 @@ export class Eventfd implements EventContext {
 }
 
 /** A program's memfd, mapped as long as somebody holds it. */
-class SharedFile implements MemoryFile {
+export class SharedFile implements MemoryFile {
   readonly length: number;
   readonly writable: boolean;
   readonly identity: string;

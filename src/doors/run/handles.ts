@@ -22,6 +22,8 @@ import type { EventLoop } from './event-loop.ts';
 import { LONGEST_PAYLOAD } from './protocol.ts';
 
 const POLLIN = 1;
+/** Bit of the number by which the library knows that poll() must be told. */
+const EVENT_QUEUE = 2 ** 32;
 
 export interface Handle {
   readonly id: number;
@@ -47,7 +49,7 @@ export class Handles {
   readonly box = randomName();
   readonly #loop: EventLoop;
   readonly #events: HandleEvents;
-  readonly #handles = new Map<number, Handle & { fd: number; slot: number }>();
+  readonly #handles = new Map<number, Handle & { fd: number; slot: number; isAwake: boolean }>();
   readonly #buffer = new Region(LONGEST_PAYLOAD);
   readonly #wake = new Region(1);
   readonly #pair = { ours: -1, theirs: -1 };
@@ -76,7 +78,7 @@ export class Handles {
 
   /** Makes a descriptor for a file: the program's end, to be sent and then closed. On failure the file is released. ENFILE. */
   create(file: File, opener: Process): number {
-    const id = this.#next++;
+    const id = this.#next++ + (file.isEventQueue ? EVENT_QUEUE : 0);
     const name = Buffer.from(
       `vfiobox:${this.box}:${file.kind.replace(/[^a-z]/g, '')}:${id.toString(16).padStart(16, '0')}`,
     );
@@ -86,7 +88,7 @@ export class Handles {
       throw new Errno('ENFILE', `the box has no descriptor left (${this.#handles.size} handles are open)`);
     }
     const fd = pair.ours;
-    const handle = { id, file, opener, fd, slot: -1 };
+    const handle = { id, file, opener, fd, slot: -1, isAwake: false };
     handle.slot = this.#loop.add(fd, { comesFirst: true, ready: (events) => this.#ready(handle, events) });
     if (handle.slot < 0) {
       closeDescriptor(fd);
@@ -96,13 +98,28 @@ export class Handles {
     }
     // poll() on the program's end then says "readable and writable", as on the kernel's files that have nothing to wait for.
     if ((file.poll() & POLLIN) !== 0) send(fd, this.#wake.address, 1);
+    if (file.isEventQueue) file.onReadable = () => this.#wakeUp(handle);
     this.#handles.set(id, handle);
     return pair.theirs;
+  }
+
+  /** A program has read: its library took what said that there is something to read, which may still be so. */
+  wasRead(handle: Handle): void {
+    const open = this.#handles.get(handle.id);
+    if (open === undefined) return;
+    open.isAwake = false;
+    if ((open.file.poll() & POLLIN) !== 0) this.#wakeUp(open);
   }
 
   /** The end of the box: releases everything. */
   closeAll(): void {
     for (const handle of [...this.#handles.values()]) this.#close(handle);
+  }
+
+  #wakeUp(handle: Handle & { fd: number; isAwake: boolean }): void {
+    if (handle.isAwake) return;
+    handle.isAwake = true;
+    send(handle.fd, this.#wake.address, 1);
   }
 
   #ready(handle: Handle & { fd: number; slot: number }, events: number): void {

@@ -2,10 +2,21 @@
  * The programs that use the box. A process is known by its number, as the kernel vouches for it, and by the random word of its image,
  * which is new after fork and exec. It lives from its first connection to its last; what it opened may outlive it in another process.
  */
-import type { Capability, DescriptorSource, Machine, Process } from '../../host/index.ts';
-import { capabilities, memlockLimit, ProcessMemory, programName } from '../../sys/index.ts';
+import type { Capability, DescriptorSource, Machine, MemoryFile, Process } from '../../host/index.ts';
+import { Errno } from '../../lib/errno.ts';
+import {
+  capabilities,
+  closeDescriptor,
+  type Mapping,
+  memlockLimit,
+  openMapped,
+  ProcessMemory,
+  programName,
+  sealsOf,
+} from '../../sys/index.ts';
+import { SharedFile } from './descriptors.ts';
 import { say } from './reporter.ts';
-import { ProgramMemory, type SharedByKey } from './user-memory.ts';
+import { ProgramMemory, type RawMemory, type SharedByKey } from './user-memory.ts';
 
 const CAP_IPC_LOCK = 14n;
 
@@ -51,6 +62,16 @@ export class Processes {
 
   get count(): number {
     return this.#programs.size;
+  }
+
+  /** What the machine has locked of a process's memory. Undefined: nothing. */
+  lockedPages(pid: number): { locked: number; pinned: number } | undefined {
+    for (const program of this.#programs.values()) {
+      const { lockedPages, pinnedPages } = program.process.mm;
+      if (program.pid === pid && (lockedPages > 0 || pinnedPages > 0))
+        return { locked: lockedPages, pinned: pinnedPages };
+    }
+    return undefined;
   }
 
   /** A connection says whose it is. Undefined: this program has too many. */
@@ -99,7 +120,13 @@ export class Processes {
 
   #create(key: string, pid: number, uid: number): Program {
     const raw = new ProcessMemory(pid);
-    const memory = new ProgramMemory(raw, this.#shared, this.#arrived, this.#gathered);
+    const reach: RawMemory = {
+      read: (address, into) => raw.read(address, into),
+      write: (address, from) => raw.write(address, from),
+      mapping: (address) => raw.mapping(address),
+      openFile: (mapping) => openMemoryFile(pid, mapping),
+    };
+    const memory = new ProgramMemory(reach, this.#shared, this.#arrived, this.#gathered);
     let name: string | undefined;
     const identity = {
       pid,
@@ -117,6 +144,20 @@ export class Processes {
     };
     const process = this.#machine.createProcess(identity, memory, this.#descriptors, rights);
     return { key, pid, uid, process, memory, raw, connections: 0 };
+  }
+}
+
+/** Undefined: the mapping is not one of a memory file, or the file is out of reach. */
+function openMemoryFile(pid: number, mapping: Mapping): MemoryFile | undefined {
+  const fd = openMapped(pid, mapping.start, mapping.end, mapping.key!, mapping.writable);
+  if (fd < 0) return undefined;
+  try {
+    return sealsOf(fd) === undefined ? undefined : new SharedFile(fd);
+  } catch (error) {
+    if (error instanceof Errno) return undefined;
+    throw error;
+  } finally {
+    closeDescriptor(fd);
   }
 }
 

@@ -7,7 +7,7 @@
  * The window is `[start, start + known)`: bytes that were read. Stores that touch or extend it without a hole are gathered, up to
  * `LONGEST_REPLY`. Once something is gathered, reads see it.
  */
-import type { SharedMemory, UserMemory, Vma } from '../../host/index.ts';
+import type { MemoryFile, SharedMemory, UserMemory, Vma } from '../../host/index.ts';
 import type { Mapping, NativeShared } from '../../sys/index.ts';
 import { LONGEST_REPLY } from './protocol.ts';
 
@@ -16,6 +16,8 @@ export interface RawMemory {
   read(address: number, into: Uint8Array): boolean;
   write(address: number, from: Uint8Array): boolean;
   mapping(address: number): Mapping | undefined;
+  /** The memory file behind a shared mapping. Undefined: it is none, or out of reach. */
+  openFile?(mapping: Mapping): MemoryFile | undefined;
 }
 
 /** Device memory by the file that backs it: `major:minor:inode`. */
@@ -98,8 +100,15 @@ export class ProgramMemory implements UserMemory {
     const mapping = this.#raw.mapping(address);
     if (mapping === undefined) return undefined;
     const { start, end, readable, writable, shared } = mapping;
-    const memory = mapping.key === undefined ? undefined : this.#shared.get(mapping.key);
-    if (memory === undefined) return { start, end, readable, writable, shared };
+    const { key } = mapping;
+    if (key === undefined) return { start, end, readable, writable, shared };
+    const memory = this.#shared.get(key);
+    if (memory === undefined) {
+      if (!shared || this.#raw.openFile === undefined) return { start, end, readable, writable, shared };
+      const raw = this.#raw;
+      const file = { identity: key, offset: mapping.offset, open: () => raw.openFile!(mapping) };
+      return { start, end, readable, writable, shared, file };
+    }
     return { start, end, readable, writable, shared, device: { memory, offset: mapping.offset } };
   }
 

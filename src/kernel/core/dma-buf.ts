@@ -20,6 +20,9 @@ export class DmaBuf extends File {
   #revoked = false;
   readonly #users = new Set<() => void>();
   #onRelease: (() => void) | undefined;
+  #isOpen = true;
+  /** Uses that have not ended, also those whose pages were taken back: they hold the dma-buf. */
+  #uses = 0;
 
   constructor(ranges: readonly PhysicalRange[], onRelease: () => void) {
     super();
@@ -45,8 +48,14 @@ export class DmaBuf extends File {
   attach(onRevoke: () => void): () => void {
     if (this.#revoked) throw new Errno('ENODEV', 'the device has taken the pages of the dma-buf back');
     this.#users.add(onRevoke);
+    this.#uses++;
+    let isOver = false;
     return () => {
+      if (isOver) return;
+      isOver = true;
       this.#users.delete(onRevoke);
+      this.#uses--;
+      this.#end();
     };
   }
 
@@ -64,6 +73,13 @@ export class DmaBuf extends File {
   }
 
   override release(): void {
+    this.#isOpen = false;
+    this.#end();
+  }
+
+  /** With the last descriptor and the last use gone, the pages go back to the exporter. */
+  #end(): void {
+    if (this.#isOpen || this.#uses > 0) return;
     const onRelease = this.#onRelease;
     this.#onRelease = undefined;
     onRelease?.();

@@ -24,6 +24,8 @@ export interface FileMapping {
   readonly memory: SharedMemory;
   /** Byte of `memory` at which the mapping starts. */
   readonly offset: number;
+  /** Released when the last copy of the mapping is gone; without it, the file itself is held as long. */
+  readonly keep?: File;
   /** Accesses are not made to the memory but forwarded one by one to `readDevice`/`writeDevice` of the file. */
   readonly trapped: boolean;
 }
@@ -36,6 +38,10 @@ export abstract class File {
   abstract readonly kind: string;
   /** What readlink of /proc/self/fd/N says. */
   abstract readonly path: string;
+  /** What poll says changes by itself: the file tells when there is something to read. */
+  readonly isEventQueue: boolean = false;
+  /** Set by whoever waits for the file: called when there is something to read. */
+  onReadable: (() => void) | undefined;
   /** Of the file as read() and write() use it. */
   position = 0;
   #holds = 0;

@@ -3,6 +3,7 @@
  * buffers in tests.
  */
 import type { SharedMemory } from '../../hw/memory/backing.ts';
+import type { MemoryFile } from './task.ts';
 
 /** One mapping of a program's address space. Addresses in bytes, `end` exclusive. */
 export interface Vma {
@@ -13,6 +14,18 @@ export interface Vma {
   readonly shared: boolean;
   /** Set when this is a mapping of a device's BAR: which memory, and the byte of it at `start`. */
   readonly device?: { readonly memory: SharedMemory; readonly offset: number };
+  /** Set when this is a shared mapping of a file whose pages can be reached without this program, as a memfd. */
+  readonly file?: VmaFile;
+}
+
+/** The file behind a shared mapping. Its pages are the same ones in every program that maps it. */
+export interface VmaFile {
+  /** As `MemoryFile.identity`. */
+  readonly identity: string;
+  /** Byte of the file at the mapping's start. */
+  readonly offset: number;
+  /** A new reference to the file. Undefined: it cannot be reached (any more). */
+  open(): MemoryFile | undefined;
 }
 
 export interface UserMemory {

@@ -22,19 +22,30 @@ export interface AccessOptions {
   unmap(iova: bigint, length: bigint): void;
 }
 
+/** An access of the kernel itself: what it pins cannot be unmapped at all, and it does not keep the context alive. */
+export interface InternalAccess {
+  readonly isInternal: true;
+}
+
 export class IommufdAccess extends IommufdObject implements Access {
   readonly kind = 'access';
   readonly alignment: bigint;
-  readonly #options: AccessOptions;
+  /** Undefined: the kernel's own. */
+  readonly #options: AccessOptions | undefined;
   #ioas: Ioas | undefined;
 
-  constructor(context: IommufdContext, options: AccessOptions) {
+  constructor(context: IommufdContext, options: AccessOptions | InternalAccess) {
     super(context);
-    this.alignment = options.needsPinPages ? 4096n : 1n;
-    this.#options = options;
+    this.#options = 'isInternal' in options ? undefined : options;
+    this.alignment = this.#options?.needsPinPages === false ? 1n : 4096n;
     // Whoever made it is a user until `unbind`.
     this.users = 1;
-    context.hold();
+    if (this.#options !== undefined) context.hold();
+  }
+
+  /** Whether `pin` may be called. */
+  get canPin(): boolean {
+    return this.alignment === 4096n;
   }
 
   isAttached(): boolean {
@@ -46,6 +57,12 @@ export class IommufdAccess extends IommufdObject implements Access {
     if (this.#ioas !== undefined) throw new Errno('EINVAL', `access ${this.id} uses address space ${this.#ioas.id}`);
     this.#change(getIoas(this.context, ioasId));
     return ioasId;
+  }
+
+  /** As `attach`, of the address space itself. */
+  attachTo(ioas: Ioas): void {
+    if (this.#ioas !== undefined) throw new Errno('EINVAL', `access ${this.id} uses address space ${this.#ioas.id}`);
+    this.#change(ioas);
   }
 
   /** Uses another address space; what is pinned in the old one is let go. ENOENT: none is used, or there is no such number. */
@@ -62,7 +79,7 @@ export class IommufdAccess extends IommufdObject implements Access {
   unbind(): void {
     const { context } = this;
     context.destroyUser(this);
-    context.drop();
+    if (this.#options !== undefined) context.drop();
   }
 
   override destroy(): void {
@@ -70,7 +87,7 @@ export class IommufdAccess extends IommufdObject implements Access {
   }
 
   notifyUnmap(iova: bigint, length: bigint): void {
-    this.#options.unmap(iova, length);
+    this.#options?.unmap(iova, length);
   }
 
   /**
@@ -92,16 +109,18 @@ export class IommufdAccess extends IommufdObject implements Access {
           throw new Errno('EINVAL', `${show(area)} is not of whole pages`);
         }
         if (isWrite && !area.pages.isWritable) throw new Errno('EPERM', `${show(area)} was mapped for reading only`);
+        if (area.pages.kind === 'dmabuf') throw new Errno('EINVAL', `${show(area)} is a device's memory, not pages`);
         const count = area.placeOf(end).index - from.index + 1;
         area.pages.hold(from.index, count);
         area.accesses++;
+        if (this.#options === undefined) area.locks++;
         done.push({ area, first, last: end });
         for (const run of area.pages.runs(from.index, count)) {
           for (let i = 0; i < run.count; i++) physical.push(run.firstPage + i);
         }
       });
     } catch (error) {
-      for (const part of done) letGo(part.area, part.first, part.last);
+      for (const part of done) this.#letGo(part.area, part.first, part.last);
       throw error;
     }
     return physical;
@@ -110,7 +129,7 @@ export class IommufdAccess extends IommufdObject implements Access {
   /** Takes back one `pin` of exactly this range. */
   unpin(iova: bigint, length: bigint): void {
     const { iopt } = this.#attached();
-    iopt.forEachContiguous(iova, lastOf(iova, length), letGo);
+    iopt.forEachContiguous(iova, lastOf(iova, length), (area, first, last) => this.#letGo(area, first, last));
   }
 
   /**
@@ -124,9 +143,24 @@ export class IommufdAccess extends IommufdObject implements Access {
       checkAccess(area, isWrite);
       const { index, offset } = area.placeOf(first);
       const part = buffer.subarray(Number(first - iova), Number(end - iova) + 1);
+      if (isWrite && !area.pages.isWritable) throw new Errno('EPERM', `${show(area)} was mapped for reading only`);
       if (isWrite) area.pages.write(index * 4096 + offset, part);
       else area.pages.read(index * 4096 + offset, part);
     });
+  }
+
+  /** An IOVA as a fuzzer says it: the number of an area (low half) and a byte in it. 0: there is no such area. */
+  iovaOfArea(packed: bigint): bigint {
+    let left = Number(packed & 0xffff_ffffn);
+    for (const area of this.#ioas?.iopt.areas ?? []) if (left-- === 0) return area.first + (packed >> 32n);
+    return 0n;
+  }
+
+  #letGo(area: Area, first: bigint, last: bigint): void {
+    const { index } = area.placeOf(first);
+    area.accesses--;
+    if (this.#options === undefined) area.locks--;
+    area.pages.letGo(index, area.placeOf(last).index - index + 1);
   }
 
   #attached(): Ioas {
@@ -142,7 +176,7 @@ export class IommufdAccess extends IommufdObject implements Access {
       next.users++;
     }
     if (current !== undefined) {
-      this.#options.unmap(0n, U64_MAX);
+      this.#options?.unmap(0n, U64_MAX);
       current.iopt.removeAccess(this);
       current.users--;
     }
@@ -155,12 +189,6 @@ export function createAccess(context: IommufdContext, options: AccessOptions): I
   const access = new IommufdAccess(context, options);
   context.publish(access);
   return access;
-}
-
-function letGo(area: Area, first: bigint, last: bigint): void {
-  const { index } = area.placeOf(first);
-  area.accesses--;
-  area.pages.letGo(index, area.placeOf(last).index - index + 1);
 }
 
 function checkAccess(area: Area, isWrite: boolean): void {

@@ -16,10 +16,13 @@ export const NO_PASID = 0;
 
 export class Attachment {
   hwpt: HwPagetable;
+  /** The device through which the hardware was attached: page requests of the group are reported as its. */
+  device: HwptDevice;
   readonly devices = new Set<HwptDevice>();
 
-  constructor(hwpt: HwPagetable) {
+  constructor(hwpt: HwPagetable, device: HwptDevice) {
     this.hwpt = hwpt;
+    this.device = device;
   }
 }
 
@@ -51,6 +54,18 @@ export class IommufdGroup {
     if (this.references === 0) this.context.groups.delete(this.group);
   }
 
+  /**
+   * The attachment that page requests with a PASID go to: its own, or that of the requester ID when the guest has the PASID table
+   * (a nested table).
+   */
+  attachmentOfRequest(pasid: number | undefined): Attachment | undefined {
+    if (pasid === undefined) return this.attachments.get(NO_PASID);
+    const own = this.attachments.get(pasid);
+    if (own !== undefined) return own;
+    const whole = this.attachments.get(NO_PASID);
+    return whole?.hwpt.kind === 'hwpt-nested' ? whole : undefined;
+  }
+
   isAttached(device: HwptDevice, pasid: number): boolean {
     return this.attachments.get(pasid)?.devices.has(device) ?? false;
   }
@@ -78,7 +93,7 @@ export class IommufdGroup {
       if (pasid === NO_PASID) iopt.reserved.release(device);
       throw error;
     }
-    const joined = attachment ?? new Attachment(hwpt);
+    const joined = attachment ?? new Attachment(hwpt, device);
     this.attachments.set(pasid, joined);
     joined.devices.add(device);
     hwpt.users++;
@@ -126,6 +141,7 @@ export class IommufdGroup {
     old.fault?.drop(attachment);
     if (reserves) releaseAll(old.paging.ioas.iopt);
     attachment.hwpt = hwpt;
+    attachment.device = device;
     hwpt.users += attachment.devices.size;
     // The last use of the old table is returned to the caller.
     old.users -= attachment.devices.size - 1;

@@ -6,6 +6,7 @@
  * context lives as long as the file, the devices that are bound to it and the event files that came from it; at its end leaves
  * are destroyed until none is left.
  */
+import type { SharedMemory } from '../../hw/memory/backing.ts';
 import { Errno } from '../../lib/errno.ts';
 import { IdTable } from '../../lib/id-table.ts';
 import type { IommuGroup } from '../iommu/group.ts';
@@ -42,6 +43,14 @@ export abstract class IommufdObject {
   abstract destroy(): void;
 }
 
+/** Memory of a virtual IOMMU under an offset of the iommufd. */
+export interface IommufdMmap {
+  readonly start: number;
+  readonly length: number;
+  readonly memory: SharedMemory;
+  readonly owner: IommufdObject;
+}
+
 /** Whom locked memory is charged to: all programs of the user, or the one address space. */
 export type AccountMode = 'user' | 'mm';
 
@@ -55,6 +64,8 @@ export class IommufdContext {
   noIommuMode = false;
   /** What the context remembers of each IOMMU group with a bound device. Values are of device.ts. */
   readonly groups = new Map<object, unknown>();
+  /** Memory that programs may map through the iommufd, in order of its offset. */
+  readonly mmaps: IommufdMmap[] = [];
   /** Numbers that stay dead until the end: their object went away under the program's feet. */
   #tombstones = 0;
   #references = 1;
@@ -114,6 +125,23 @@ export class IommufdContext {
     if (this.#references === 0) this.#end();
   }
 
+  /** Finds the lowest free offset behind the first page. */
+  addMmap(memory: SharedMemory, length: number, owner: IommufdObject): number {
+    let start = 4096;
+    let at = 0;
+    for (; at < this.mmaps.length && this.mmaps[at]!.start - start < length; at++) {
+      start = this.mmaps[at]!.start + this.mmaps[at]!.length;
+    }
+    this.mmaps.splice(at, 0, { start, length, memory, owner });
+    return start;
+  }
+
+  removeMmap(offset: number): void {
+    const at = this.mmaps.findIndex(({ start }) => start === offset);
+    if (at < 0) throw new Error(`Nothing is mapped at offset 0x${offset.toString(16)}`);
+    this.mmaps.splice(at, 1);
+  }
+
   #remove(object: IommufdObject, tombstone = false): void {
     if (this.vfioIoas === object) this.vfioIoas = undefined;
     if (tombstone) {
@@ -126,7 +154,10 @@ export class IommufdContext {
   #end(): void {
     for (;;) {
       const leaves = [...this.objects.entries()].filter(([, object]) => object.users === 0);
-      for (const [, object] of leaves) this.#remove(object);
+      for (const [id, object] of leaves) {
+        // One leaf may have taken another along.
+        if (object.users === 0 && this.objects.get(id) === object) this.#remove(object);
+      }
       if (leaves.length > 0) continue;
       if (this.objects.size > 0) throw new Error(`${this.objects.size} objects of a closed iommufd use one another`);
       return;

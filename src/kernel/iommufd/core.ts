@@ -11,4 +11,11 @@ export class IommufdCore extends IommufdShared {
   open(_task: Task): IommufdFile {
     return new IommufdFile(new IommufdContext(this));
   }
+
+  /** open("/dev/vfio/vfio") where an iommufd takes the container's place: memory is charged as the container does. */
+  openContainer(_task: Task): IommufdFile {
+    const context = new IommufdContext(this);
+    context.accountMode = 'mm';
+    return new IommufdFile(context, '/dev/vfio/vfio');
+  }
 }

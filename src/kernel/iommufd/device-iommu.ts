@@ -2,8 +2,11 @@
  * A device as its IOMMU's driver sees it: what it can do, the page tables it can be given, and the way to give them. For devices
  * of PCI functions that is `PciDeviceIommu`, VT-d in its legacy mode; a software device brings its own.
  */
+import type { SharedMemory } from '../../hw/memory/backing.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
+import { hex } from '../../lib/pages.ts';
+import type { Members, Struct, TypeOf } from '../../lib/struct.ts';
 import {
   IOMMU_HW_INFO_TYPE_DEFAULT,
   IOMMU_HW_INFO_TYPE_INTEL_VTD,
@@ -11,7 +14,7 @@ import {
   IOMMU_HWPT_ALLOC_PASID,
   iommu_hw_info_vtd,
 } from '../../uapi/iommufd.ts';
-import { copyFromUser, type Task } from '../core/task.ts';
+import { copyFromUser, copyToUser, type Task } from '../core/task.ts';
 import { Domain } from '../iommu/domain.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import type { PagingDomain } from './paging-domain.ts';
@@ -35,6 +38,26 @@ export class UserData {
   read(): Uint8Array {
     return copyFromUser(this.#task, this.#address, this.length);
   }
+
+  /**
+   * The structure, as much of it as the program knows; the rest reads as zero. EINVAL: it is of another type, ends before `last`, or is
+   * longer than the structure. EFAULT.
+   */
+  readStruct<M extends Members>(type: number, table: Struct<M>, last: keyof M & string): TypeOf<Struct<M>> {
+    if (this.type !== type) throw new Errno('EINVAL', `data of type ${hex(this.type)}, not ${hex(type)}`);
+    if (this.length < table.endOf(last) || this.length > table.size) {
+      throw new Errno(
+        'EINVAL',
+        `${table.name} with ${this.length} bytes; it has ${table.endOf(last)} to ${table.size} of them`,
+      );
+    }
+    return table.read(this.read()) as TypeOf<Struct<M>>;
+  }
+
+  /** Copies the structure back, as much of it as the program knows. EFAULT. */
+  writeStruct<M extends Members>(table: Struct<M>, value: TypeOf<Struct<M>>): void {
+    copyToUser(this.#task, this.#address, table.write(value as never, Math.min(this.length, table.size)));
+  }
 }
 
 /** A table of the guest's that is walked on top of a paging domain. */
@@ -43,6 +66,46 @@ export interface NestedDomain {
   invalidate?(task: Task, request: InvalidateRequest): { done: number; refusal?: Errno };
   free(): void;
 }
+
+/** What the hardware's part of a virtual IOMMU may ask of the one that programs see. */
+export interface ViommuCore {
+  /** The number under which the guest knows the device. Undefined: it has none. */
+  virtIdOf(iommu: DeviceIommu): bigint | undefined;
+  /** The device that the guest knows under a number. */
+  deviceOf(virtId: bigint): DeviceIommu | undefined;
+  /** Puts an event into the queue of its type. EOPNOTSUPP: there is none. */
+  reportEvent(type: number, data: Uint8Array): void;
+  /** Lets the program map memory, and tells at which offset of the iommufd. */
+  addMmap(memory: SharedMemory, length: number): number;
+  removeMmap(offset: number): void;
+}
+
+/** A queue in guest memory that the hardware reads by itself. */
+export interface HwQueueRequest {
+  readonly type: number;
+  readonly index: number;
+  /** Where the queue is for the guest, and physically. */
+  readonly iova: bigint;
+  readonly physical: { readonly page: number; readonly offset: number };
+  readonly length: bigint;
+}
+
+export interface HwQueueOps {
+  /** The queue that must be destroyed after this one, as the hardware returned it from `initHwQueue`. */
+  readonly dependsOn?: HwQueueOps | undefined;
+  destroy(): void;
+}
+
+/** What the driver of the physical IOMMU does for a virtual one. */
+export interface ViommuOps {
+  allocateNested?(flags: number, data: UserData): NestedDomain;
+  invalidate?(task: Task, request: InvalidateRequest): { done: number; refusal?: Errno };
+  hasHwQueueType?(type: number): boolean;
+  initHwQueue?(request: HwQueueRequest): HwQueueOps;
+  destroy?(): void;
+}
+
+export type InitViommu = (viommu: ViommuCore, parent: PagingDomain, data: UserData | undefined) => ViommuOps;
 
 export interface InvalidateRequest {
   readonly type: number;
@@ -53,6 +116,8 @@ export interface InvalidateRequest {
 
 export interface DeviceIommu {
   readonly name: string;
+  /** The device belongs to the context that it is bound to and does not keep it alive (the mock driver's). */
+  readonly isOwnedByContext?: boolean;
   /** The IOMMU group: devices with the same one share their attachment. */
   readonly group: object;
   /** The driver of the IOMMU: page tables of another one do not fit. */
@@ -74,6 +139,8 @@ export interface DeviceIommu {
   allocatePaging(flags: number, data: UserData | undefined): PagingDomain;
   /** Undefined: no nested translation. */
   allocateNested?(parent: PagingDomain, flags: number, data: UserData): NestedDomain;
+  /** Makes the hardware's part of a virtual IOMMU of this type. Undefined: it has none of that type. */
+  viommuOfType?(type: number): InitViommu | undefined;
   /** Takes the group from the host's drivers. EPERM, EBUSY, EINVAL. */
   claim(owner: object): void;
   release(): void;

@@ -35,6 +35,8 @@ export class IommufdDevice extends IommufdObject implements HwptDevice {
   readonly kind = 'device';
   readonly iommu: DeviceIommu;
   readonly igroup: IommufdGroup;
+  /** What a guest sees of it: goes with it, and leaves its number dead. */
+  vdevice: IommufdObject | undefined;
   /** PASIDs that `attachPasid` has attached. */
   readonly #pasids = new Set<number>();
 
@@ -44,7 +46,7 @@ export class IommufdDevice extends IommufdObject implements HwptDevice {
     this.igroup = igroup;
     // Whoever binds is a user until `unbind`.
     this.users = 1;
-    context.hold();
+    if (iommu.isOwnedByContext !== true) context.hold();
   }
 
   isAttached(pasid = NO_PASID): boolean {
@@ -92,9 +94,13 @@ export class IommufdDevice extends IommufdObject implements HwptDevice {
   unbind(): void {
     for (const pasid of [...this.#pasids]) this.detachPasid(pasid);
     this.detach();
-    const { context } = this;
+    const { context, vdevice } = this;
+    if (vdevice !== undefined) {
+      vdevice.users++;
+      context.destroyUser(vdevice, true);
+    }
     context.destroyUser(this);
-    context.drop();
+    if (this.iommu.isOwnedByContext !== true) context.drop();
   }
 
   override destroy(): void {
@@ -173,7 +179,7 @@ export function bindDevice(file: { readonly context: IommufdContext }, device: B
 /** Binds any device that has an IOMMU driver. */
 export function bindIommu(context: IommufdContext, iommu: DeviceIommu): IommufdDevice {
   if (!iommu.isCoherent) throw new Errno('EINVAL', `the DMA of ${iommu.name} is not coherent`);
-  if (!iommu.hasIsolatedMsi && !context.core.allowUnsafeInterrupts) {
+  if (!iommu.hasIsolatedMsi && iommu.isOwnedByContext !== true && !context.core.allowUnsafeInterrupts) {
     throw new Errno('EPERM', `interrupts of ${iommu.name} can be forged by DMA (allow_unsafe_interrupts is off)`);
   }
   iommu.claim(context);

@@ -31,6 +31,8 @@ export interface FaultGroup {
 
 export class FaultQueue extends IommufdObject {
   readonly kind = 'fault';
+  /** Called when there is something to read. */
+  onPending: (() => void) | undefined;
   readonly #pending: FaultGroup[] = [];
   readonly #unanswered = new IdTable<FaultGroup>();
 
@@ -40,6 +42,7 @@ export class FaultQueue extends IommufdObject {
 
   deliver(group: FaultGroup): void {
     this.#pending.push(group);
+    this.onPending?.();
   }
 
   /** Answers what came through an attachment that ends: nobody will any more. */
@@ -105,6 +108,7 @@ export class FaultQueue extends IommufdObject {
 export class FaultQueueFile extends File {
   readonly kind = 'fault';
   readonly path = 'anon_inode:[iommufd-pgfault]';
+  override readonly isEventQueue = true;
   readonly queue: FaultQueue;
 
   constructor(queue: FaultQueue) {
@@ -112,6 +116,7 @@ export class FaultQueueFile extends File {
     this.queue = queue;
     queue.users++;
     queue.context.hold();
+    queue.onPending = () => this.onReadable?.();
   }
 
   // The position is not looked at: the file has none, whatever the program's descriptor counts.
@@ -130,6 +135,7 @@ export class FaultQueueFile extends File {
   }
 
   override release(): void {
+    this.queue.onPending = undefined;
     this.queue.users--;
     this.queue.context.drop();
   }

@@ -30,6 +30,7 @@ const NESTED_FLAGS = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
 /** A bound device, as far as page tables are concerned. */
 export interface HwptDevice extends IommufdObject {
   readonly iommu: DeviceIommu;
+  vdevice: IommufdObject | undefined;
 }
 
 export abstract class HwPagetable extends IommufdObject {

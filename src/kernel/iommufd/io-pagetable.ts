@@ -367,6 +367,8 @@ export class IoPagetable {
   #split(area: Area, second: bigint): void {
     const { index, offset } = area.placeOf(second);
     if (area.preventAccess) throw new Errno('EBUSY', `${show(area)} is being unmapped`);
+    if (area.pages.kind === 'dmabuf')
+      throw new Errno('EOPNOTSUPP', `${show(area)} is a device's memory and cannot be cut`);
     if ((second & (this.alignment - 1n)) !== 0n || (BigInt(offset) & (this.alignment - 1n)) !== 0n) {
       throw new Errno('EINVAL', `${show(area)} cannot be cut at ${hex(second)}`);
     }

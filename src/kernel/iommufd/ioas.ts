@@ -18,12 +18,15 @@ import {
   type iommu_ioas_unmap,
   iommu_iova_range,
 } from '../../uapi/iommufd.ts';
+import { DmaBuf } from '../core/dma-buf.ts';
 import { copyFromUser, copyToUser, type MemoryFile, type Task } from '../core/task.ts';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.ts';
 import { type IommufdContext, IommufdObject } from './context.ts';
+import { DmabufPages } from './dmabuf-pages.ts';
 import type { HwptPaging } from './hw-pagetable.ts';
 import { IoPagetable, lastOf, type Slice } from './io-pagetable.ts';
 import { Pages, type PagesAccount } from './pages.ts';
+import { takeOut } from './paging-domain.ts';
 import { type IovaRange, show } from './reserved-iovas.ts';
 import type { Ucmd } from './ucmd.ts';
 
@@ -187,6 +190,7 @@ export function mapUserPages(
     isWritable: (prot & IOMMU_WRITE) !== 0,
     account: accountOf(context, task),
     userLocked: context.core.userLocked,
+    files: context.core.files,
   });
   return mapSlices(iopt, [{ pages, firstIndex: 0, pageOffset, length }], length, iova, prot);
 }
@@ -206,7 +210,7 @@ function mapSlices(
   }
 }
 
-/** EBADF. That the file has no pages of its own is found out when they are pinned. */
+/** EBADF. Those of `DmabufPages` for a dma-buf. That another file has no pages of its own is found out when they are pinned. */
 function filePages(
   context: IommufdContext,
   task: Task,
@@ -215,6 +219,14 @@ function filePages(
   length: bigint,
   isWritable: boolean,
 ): Pages {
+  const open = task.file(descriptor);
+  if (open instanceof DmaBuf) {
+    return new DmabufPages(task, open, start, length, {
+      isWritable,
+      userLocked: context.core.userLocked,
+      remove: (area, domain) => takeOut(domain, area),
+    });
+  }
   let file: MemoryFile | undefined;
   try {
     file = task.memoryFile(descriptor);

@@ -57,17 +57,21 @@ import {
 import { File, type FileMapping, type IoctlResult } from '../core/file.ts';
 import { copyFromUser, readU32, type Task } from '../core/task.ts';
 import { ioasChangeProcess } from './change-process.ts';
-import type { IommufdContext } from './context.ts';
+import type { IommufdContext, IommufdObject } from './context.ts';
 import { getHwInfo } from './device.ts';
 import { hwptGetDirtyBitmap, hwptSetDirtyTracking } from './dirty.ts';
 import { faultQueueAlloc } from './eventq.ts';
 import { hwptAlloc } from './hw-pagetable.ts';
+import { hwQueueAlloc } from './hw-queue.ts';
 import { hwptInvalidate } from './invalidate.ts';
 import { ioasAlloc, ioasAllowIovas, ioasCopy, ioasIovaRanges, ioasMap, ioasMapFile, ioasUnmap } from './ioas.ts';
 import { option } from './options.ts';
+import { testOp } from './selftest/command.ts';
 import { type IoctlOp, ioctlOp, type Ucmd } from './ucmd.ts';
+import { vdeviceAlloc } from './vdevice.ts';
+import { veventqAlloc } from './veventq.ts';
 import { vfioIoas, vfioIoctl } from './vfio-compat.ts';
-import { hwQueueAlloc, vdeviceAlloc, veventqAlloc, viommuAlloc } from './viommu.ts';
+import { viommuAlloc } from './viommu.ts';
 
 const PROT_EXEC = 4;
 const MAP_SHARED_MASK = 0x3;
@@ -105,12 +109,13 @@ function destroy({ context, cmd }: Ucmd<iommu_destroy>): void {
 
 export class IommufdFile extends File {
   readonly kind = 'iommufd';
-  readonly path = '/dev/iommu';
+  readonly path: string;
   readonly context: IommufdContext;
 
-  constructor(context: IommufdContext) {
+  constructor(context: IommufdContext, path = '/dev/iommu') {
     super();
     this.context = context;
+    this.path = path;
   }
 
   override ioctl(task: Task, request: number, argument: bigint): IoctlResult {
@@ -120,7 +125,7 @@ export class IommufdFile extends File {
       return vfioIoctl(this.context, task, request, argument);
     }
     const userSize = readU32(task, argument);
-    const op = ioctlOps.get(request);
+    const op = request === IOMMU_TEST_CMD && this.context.core.selftest ? testOp : ioctlOps.get(request);
     if (op === undefined) throw new Errno('ENOTTY', `an iommufd has no ioctl ${hex(request)}`);
     if (userSize < op.minimum)
       throw new Errno('EINVAL', `size ${userSize}; the structure has at least ${op.minimum} bytes`);
@@ -142,11 +147,35 @@ export class IommufdFile extends File {
       );
     }
     if ((prot & PROT_EXEC) !== 0) throw new Errno('EPERM', 'pages of an IOMMU cannot be executed');
-    throw new Errno('ENXIO', `no virtual IOMMU has pages at offset ${hex(offset)}`);
+    const found = this.context.mmaps.find(({ start }) => start === offset);
+    if (found === undefined || found.length !== length) {
+      throw new Errno('ENXIO', `no virtual IOMMU has ${length} bytes at offset ${hex(offset)}`);
+    }
+    const { owner, memory } = found;
+    return { memory, offset: 0, trapped: false, keep: new MmapKeeper(owner) };
   }
 
   override release(): void {
     this.context.drop();
+  }
+}
+
+/** A mapping of a virtual IOMMU's memory, which cannot be destroyed meanwhile. */
+class MmapKeeper extends File {
+  readonly kind = 'mapping';
+  readonly path = '/dev/iommu';
+  readonly #owner: IommufdObject;
+
+  constructor(owner: IommufdObject) {
+    super();
+    this.#owner = owner;
+    owner.users++;
+    owner.context.hold();
+  }
+
+  override release(): void {
+    this.#owner.users--;
+    this.#owner.context.drop();
   }
 }
 

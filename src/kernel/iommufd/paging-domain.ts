@@ -2,6 +2,7 @@
  * What iommufd needs of a hardware page table that translates IOVAs to physical pages. The IOMMU's `Domain` is one.
  */
 import { Errno } from '../../lib/errno.ts';
+import { DmabufPages } from './dmabuf-pages.ts';
 import type { Area } from './io-pagetable.ts';
 
 /** Dirty bits in hardware. */
@@ -39,6 +40,16 @@ function isWholePages(area: Area): boolean {
  * failure nothing of it stays.
  */
 export function fillDomain(domain: PagingDomain, area: Area, isSmall: boolean): void {
+  const { pages } = area;
+  if (!(pages instanceof DmabufPages)) {
+    enter(domain, area, isSmall);
+    return;
+  }
+  if (!pages.isRevoked) enter(domain, area, isSmall);
+  pages.entered(area, domain);
+}
+
+function enter(domain: PagingDomain, area: Area, isSmall: boolean): void {
   if (!isWholePages(area)) {
     fillBytes(domain, area);
     return;
@@ -60,6 +71,16 @@ export function fillDomain(domain: PagingDomain, area: Area, isSmall: boolean): 
 }
 
 export function unfillDomain(domain: PagingDomain, area: Area): void {
+  const { pages } = area;
+  if (pages instanceof DmabufPages) {
+    pages.removed(area, domain);
+    if (pages.isRevoked) return;
+  }
+  takeOut(domain, area);
+}
+
+/** Removes what is entered of an area. */
+export function takeOut(domain: PagingDomain, area: Area): void {
   if (isWholePages(area)) removePages(domain, area.firstPage, area.indexCount);
   else domain.unmapBytes!(area.first, area.last - area.first + 1n);
 }

@@ -1,50 +1,67 @@
 /**
- * Virtual IOMMUs: a slice of a physical one that a guest sees as its own, and what belongs to it. VT-d has none, so that on its
- * units every request ends with a refusal; the objects are here for hardware that has.
+ * Virtual IOMMUs: a slice of a physical one that a guest sees as its own. What belongs to one has a file each: vdevice.ts,
+ * veventq.ts, hw-queue.ts.
+ *
+ * The hardware's driver makes its part (`ViommuOps`) and asks this one for what programs have told: which device has which number,
+ * and where events go.
  */
+import type { SharedMemory } from '../../hw/memory/backing.ts';
 import { Errno } from '../../lib/errno.ts';
-import { hex, U64_MAX } from '../../lib/pages.ts';
-import {
-  IOMMU_HW_QUEUE_TYPE_DEFAULT,
-  IOMMU_VEVENTQ_TYPE_DEFAULT,
-  IOMMU_VIOMMU_TYPE_DEFAULT,
-  type iommu_hw_queue_alloc,
-  type iommu_vdevice_alloc,
-  type iommu_veventq_alloc,
-  type iommu_viommu_alloc,
-} from '../../uapi/iommufd.ts';
-import type { Task } from '../core/task.ts';
+import { hex } from '../../lib/pages.ts';
+import { IOMMU_VIOMMU_TYPE_DEFAULT, type iommu_viommu_alloc } from '../../uapi/iommufd.ts';
 import { type IommufdContext, IommufdObject } from './context.ts';
-import type { DeviceIommu, InvalidateRequest, NestedDomain, UserData } from './device-iommu.ts';
-import type { HwptPaging } from './hw-pagetable.ts';
+import { type DeviceIommu, UserData, type ViommuCore, type ViommuOps } from './device-iommu.ts';
+import type { HwptDevice, HwptPaging } from './hw-pagetable.ts';
 import type { Ucmd } from './ucmd.ts';
 
-/** The most events that a queue may hold. */
-const DEEPEST_QUEUE = 2 ** 19;
-
-/** What the driver of the physical IOMMU does for a virtual one. */
-export interface ViommuOps {
-  allocateNested?(flags: number, data: UserData): NestedDomain;
-  invalidate?(task: Task, request: InvalidateRequest): { done: number; refusal?: Errno };
-  destroy?(): void;
+/** Where the driver's events of one type go. */
+export interface EventSink {
+  report(data: Uint8Array): void;
 }
 
-export class Viommu extends IommufdObject {
+export class Viommu extends IommufdObject implements ViommuCore {
   readonly kind = 'viommu';
   readonly hwpt: HwptPaging;
-  readonly ops: ViommuOps;
-  readonly #driver: object;
+  readonly driver: object;
+  /** What the hardware does; undefined until it is made. */
+  ops: ViommuOps = {};
+  /** Devices by the number that the guest gives them. */
+  readonly vdevices = new Map<bigint, { readonly device: HwptDevice }>();
+  readonly eventQueues = new Map<number, EventSink>();
 
-  constructor(context: IommufdContext, hwpt: HwptPaging, driver: object, ops: ViommuOps) {
+  constructor(context: IommufdContext, hwpt: HwptPaging, driver: object) {
     super(context);
     this.hwpt = hwpt;
-    this.ops = ops;
-    this.#driver = driver;
+    this.driver = driver;
     hwpt.users++;
   }
 
   isFor(iommu: DeviceIommu): boolean {
-    return iommu.driver === this.#driver;
+    return iommu.driver === this.driver;
+  }
+
+  virtIdOf(iommu: DeviceIommu): bigint | undefined {
+    for (const [virtId, { device }] of this.vdevices) if (device.iommu === iommu) return virtId;
+    return undefined;
+  }
+
+  deviceOf(virtId: bigint): DeviceIommu | undefined {
+    return this.vdevices.get(virtId)?.device.iommu;
+  }
+
+  reportEvent(type: number, data: Uint8Array): void {
+    const queue = this.eventQueues.get(type);
+    if (queue === undefined)
+      throw new Errno('EOPNOTSUPP', `virtual IOMMU ${this.id} has no queue for events ${hex(type)}`);
+    queue.report(data);
+  }
+
+  addMmap(memory: SharedMemory, length: number): number {
+    return this.context.addMmap(memory, length, this);
+  }
+
+  removeMmap(offset: number): void {
+    this.context.removeMmap(offset);
   }
 
   override destroy(): void {
@@ -60,41 +77,42 @@ export function getViommu(context: IommufdContext, id: number): Viommu {
   return object;
 }
 
-export function viommuAlloc({ context, cmd }: Ucmd<iommu_viommu_alloc>): void {
+/** ENOENT. */
+function getParent(context: IommufdContext, id: number): HwptPaging {
+  const object = context.get(id);
+  if (object.kind !== 'hwpt-paging') throw new Errno('ENOENT', `object ${id} is a ${object.kind}, not a page table`);
+  return object as HwptPaging;
+}
+
+export function viommuAlloc(ucmd: Ucmd<iommu_viommu_alloc>): void {
+  const { context, cmd, task } = ucmd;
   if (cmd.flags !== 0 || cmd.type === IOMMU_VIOMMU_TYPE_DEFAULT) {
     throw new Errno('EOPNOTSUPP', `flags ${hex(cmd.flags)}, type ${cmd.type}`);
   }
-  const device = context.get(cmd.dev_id);
-  if (device.kind !== 'device') throw new Errno('ENOENT', `object ${cmd.dev_id} is a ${device.kind}, not a device`);
-  throw new Errno('EOPNOTSUPP', `the IOMMU of device ${cmd.dev_id} has no virtual IOMMU of type ${cmd.type}`);
+  const device = getDevice(context, cmd.dev_id);
+  const init = device.iommu.viommuOfType?.(cmd.type);
+  if (init === undefined) {
+    throw new Errno('EOPNOTSUPP', `the IOMMU of device ${cmd.dev_id} has no virtual IOMMU of type ${hex(cmd.type)}`);
+  }
+  const parent = getParent(context, cmd.hwpt_id);
+  if (!parent.isNestParent)
+    throw new Errno('EINVAL', `page table ${parent.id} was not made as a parent of nested ones`);
+  const viommu = new Viommu(context, parent, device.iommu.driver);
+  try {
+    const data = cmd.data_len === 0 ? undefined : new UserData(task, cmd.type, cmd.data_uptr, cmd.data_len);
+    viommu.ops = init(viommu, parent.domain, data);
+    cmd.out_viommu_id = viommu.id;
+    ucmd.respond();
+  } catch (error) {
+    context.abort(viommu);
+    throw error;
+  }
+  context.publish(viommu);
 }
 
-export function vdeviceAlloc({ context, cmd }: Ucmd<iommu_vdevice_alloc>): void {
-  getViommu(context, cmd.viommu_id);
-  const device = context.get(cmd.dev_id);
-  if (device.kind !== 'device') throw new Errno('ENOENT', `object ${cmd.dev_id} is a ${device.kind}, not a device`);
-  throw new Errno('EOPNOTSUPP', 'the virtual IOMMU has no virtual devices');
-}
-
-export function veventqAlloc({ context, cmd }: Ucmd<iommu_veventq_alloc>): void {
-  if (cmd.flags !== 0 || cmd.__reserved !== 0 || cmd.type === IOMMU_VEVENTQ_TYPE_DEFAULT) {
-    throw new Errno('EOPNOTSUPP', `flags ${hex(cmd.flags)}, type ${cmd.type}, reserved ${hex(cmd.__reserved)}`);
-  }
-  if (cmd.veventq_depth === 0 || cmd.veventq_depth > DEEPEST_QUEUE) {
-    throw new Errno('EINVAL', `a queue of ${cmd.veventq_depth} events; 1 to ${DEEPEST_QUEUE} are possible`);
-  }
-  getViommu(context, cmd.viommu_id);
-  throw new Errno('EOPNOTSUPP', `the virtual IOMMU has no events of type ${cmd.type}`);
-}
-
-export function hwQueueAlloc({ context, cmd }: Ucmd<iommu_hw_queue_alloc>): void {
-  if (cmd.flags !== 0 || cmd.type === IOMMU_HW_QUEUE_TYPE_DEFAULT) {
-    throw new Errno('EOPNOTSUPP', `flags ${hex(cmd.flags)}, type ${cmd.type}`);
-  }
-  if (cmd.length === 0n) throw new Errno('EINVAL', 'the queue has no length');
-  if (cmd.nesting_parent_iova + cmd.length - 1n > U64_MAX) {
-    throw new Errno('EOVERFLOW', `${hex(cmd.length)} bytes at ${hex(cmd.nesting_parent_iova)}`);
-  }
-  getViommu(context, cmd.viommu_id);
-  throw new Errno('EOPNOTSUPP', `the virtual IOMMU has no hardware queues of type ${cmd.type}`);
+/** ENOENT. */
+export function getDevice(context: IommufdContext, id: number): HwptDevice {
+  const object = context.get(id);
+  if (object.kind !== 'device') throw new Errno('ENOENT', `object ${id} is a ${object.kind}, not a device`);
+  return object as HwptDevice;
 }
