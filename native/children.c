@@ -4,6 +4,7 @@
  */
 #include "box.h"
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -101,8 +102,45 @@ static void fill(char *const *env, char **out, char *text)
 		env = array_;                                                                                                               \
 	}
 
+/*
+ * `modprobe vfio-pci`: the box's modules are loaded, and the system's are not to be touched for it. What to run instead, or 0: the
+ * modules are not all the box's. Removing one of them fails, as of a module in use.
+ */
+static const char *instead_of_modprobe(const char *file, char *const argv[])
+{
+	const char *base = file ? strrchr(file, '/') : 0;
+	if (!box_active || !file || strcmp(base ? base + 1 : file, "modprobe") || !argv || !argv[0]) return 0;
+	const char *root = getenv("VFIOBOX_ROOT"), *answer = "/bin/true";
+	int found = 0;
+	for (int i = 1; argv[i]; i++) {
+		char path[512];
+		size_t n = root ? strlen(root) : 0, length = strlen(argv[i]);
+		if (argv[i][0] == '-') {
+			if (!strcmp(argv[i], "-r") || !strcmp(argv[i], "--remove")) answer = "/bin/false";
+			continue;
+		}
+		if (strchr(argv[i], '=')) continue; /* a module's parameter */
+		if (!n || n + length + 13 > sizeof path || strchr(argv[i], '/')) return 0;
+		memcpy(path, root, n);
+		strcpy(path + n, "/sys/module/");
+		for (size_t k = 0; k <= length; k++) path[n + 12 + k] = argv[i][k] == '-' ? '_' : argv[i][k];
+		if (SYS(faccessat, AT_FDCWD, path, F_OK) < 0) return 0;
+		found = 1;
+	}
+	return found ? answer : 0;
+}
+
+static char *const no_arguments[] = {"true", 0};
+#define MODPROBE(file, argv)                                                                                                                \
+	const char *other_ = instead_of_modprobe(file, argv);                                                                               \
+	if (unlikely(other_)) {                                                                                                             \
+		file = other_;                                                                                                              \
+		argv = no_arguments;                                                                                                        \
+	}
+
 EXPORT int execve(const char *path, char *const argv[], char *const env[])
 {
+	MODPROBE(path, argv)
 	COMPLETE(env)
 	return REAL(execve)(path, argv, env);
 }
@@ -112,6 +150,7 @@ EXPORT int execv(const char *path, char *const argv[])
 }
 EXPORT int execvpe(const char *file, char *const argv[], char *const env[])
 {
+	MODPROBE(file, argv)
 	COMPLETE(env)
 	return REAL(execvpe)(file, argv, env);
 }
@@ -127,12 +166,14 @@ EXPORT int fexecve(int fd, char *const argv[], char *const env[])
 EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[],
                        char *const env[])
 {
+	MODPROBE(path, argv)
 	COMPLETE(env)
 	return REAL(posix_spawn)(pid, path, actions, attributes, argv, env);
 }
 EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[],
                         char *const env[])
 {
+	MODPROBE(file, argv)
 	COMPLETE(env)
 	return REAL(posix_spawnp)(pid, file, actions, attributes, argv, env);
 }

@@ -12,6 +12,7 @@
 #define UNBUFFERED 0x2
 #define ERROR_SEEN 0x20
 #define LINE_BUFFERED 0x200
+#define WRITING 0x800
 
 static int on_handle(FILE *f, uint64_t *id)
 {
@@ -88,9 +89,14 @@ void stdout_moved(int from)
 	if (hint_get(handle_hint, from) && handle_of(from, &id)) {
 		if (stdout->_flags & LINE_BUFFERED) {
 			stdout->_flags &= ~LINE_BUFFERED;
+			/* A line-buffered stream that was written to has no room left on purpose, and would flush at every word. */
+			if ((stdout->_flags & WRITING) && stdout->_IO_buf_base) stdout->_IO_write_end = stdout->_IO_buf_end;
 			taken = 1;
 		}
-	} else if (atomic_exchange(&taken, 0)) stdout->_flags |= LINE_BUFFERED;
+	} else if (atomic_exchange(&taken, 0)) {
+		stdout->_flags |= LINE_BUFFERED;
+		if (stdout->_flags & WRITING) stdout->_IO_write_end = stdout->_IO_write_ptr;
+	}
 }
 #else
 void stdout_moved(int from)

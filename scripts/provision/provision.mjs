@@ -24,6 +24,7 @@ const components = {
   guest: { what: 'QEMU 11.1 and a Linux 7.2 kernel with modules to boot in it', script: 'guest.sh', tools: ['flock'] },
   uapi: { what: 'the Linux 7.2 headers for programs', script: 'uapi.sh', tools: ['flock'] },
   pciutils: { what: 'lspci and setpci', script: 'pciutils.sh', tools: ['flock'] },
+  driverctl: { what: 'driverctl', script: 'driverctl.sh', tools: ['flock'] },
   dpdk: { what: 'DPDK headers, libraries and drivers', script: 'dpdk.sh', tools: ['flock', 'xz', 'tar'] },
   selftests: {
     what: 'the VFIO and iommufd selftests of Linux 7.2',

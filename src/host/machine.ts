@@ -42,6 +42,7 @@ type Opener = (caller: Process) => File;
 
 const O_ACCMODE = 3;
 const O_RDONLY = 0;
+const O_CREAT = 0o100;
 
 export class Machine {
   readonly config: HostConfig;
@@ -310,6 +311,10 @@ export class Machine {
   open(caller: Process, path: string, flags: number): File | undefined {
     if (path.startsWith('/dev/')) return this.#nodes.find(path)?.open(caller);
     const found = this.tree.resolve(path);
+    if (found === undefined && (flags & O_CREAT) !== 0) {
+      const folder = this.tree.resolve(path.slice(0, path.lastIndexOf('/')));
+      if (folder?.node.kind === 'directory') throw new Errno('EACCES', `${folder.path} takes no new files`);
+    }
     if (found?.node.kind !== 'file') return undefined;
     const { attribute } = found.node;
     const access = flags & O_ACCMODE;

@@ -22,7 +22,7 @@ const { CI } = process.env;
 /** True where tests must not skip for want of a tool. */
 export const inCi = CI === 'true' || CI === '1';
 
-export type Component = 'guest' | 'uapi' | 'pciutils' | 'dpdk' | 'selftests' | 'tshark' | 'cc' | 'python';
+export type Component = 'guest' | 'uapi' | 'pciutils' | 'driverctl' | 'dpdk' | 'selftests' | 'tshark' | 'cc' | 'python';
 
 const script = join(tree, 'scripts/provision/provision.mjs');
 const folders = new Map<Component, string>();

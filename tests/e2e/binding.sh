@@ -1,0 +1,27 @@
+# Drivers bound and unbound as administrators do it, by a shell: one line "WHAT STATUS" each.
+P=/sys/bus/pci D=0000:00:04.0
+driver() { if [ -e $P/devices/$1/driver ]; then basename "$(readlink $P/devices/$1/driver)"; else echo none; fi; }
+echo $D >$P/drivers/vfio-pci/unbind; echo "unbind $?"
+echo $D >$P/drivers/vfio-pci/unbind; echo "unbind-again $?"
+echo "driver $(driver $D)"
+printf %s $D | tee $P/drivers/vfio-pci/bind >/dev/null; echo "tee-bind $?"
+printf %s $D | tee $P/drivers/vfio-pci/bind >/dev/null; echo "tee-bind-again $?"
+echo "driver $(driver $D)"
+echo $D >$P/drivers/vfio-pci/unbind
+echo >$P/devices/$D/driver_override; echo "no-override $?"
+echo $D >$P/drivers/vfio-pci/bind; echo "bind-no-match $?"
+echo 1234 11e8 >$P/drivers/vfio-pci/new_id; echo "new_id $?"
+echo "driver $(driver $D)"
+echo 1234 11e8 >$P/drivers/vfio-pci/new_id; echo "new_id-again $?"
+echo 1234 >$P/drivers/vfio-pci/new_id; echo "new_id-short $?"
+echo 1234 11e8 >$P/drivers/vfio-pci/remove_id; echo "remove_id $?"
+echo 1234 11e8 >$P/drivers/vfio-pci/remove_id; echo "remove_id-again $?"
+echo vfio-pci >$P/devices/$D/driver_override; echo "override $?"
+echo $D >$P/drivers_probe; echo "probe $?"
+echo 0000:99:00.0 >$P/drivers_probe; echo "probe-none $?"
+echo 1 >$P/devices/$D/remove; echo "remove $?"
+[ ! -e $P/devices/$D ]; echo "removed $?"
+echo x >$P/rescan; echo "rescan-bad $?"
+echo 1 >$P/rescan; echo "rescan $?"
+[ -e $P/devices/$D ]; echo "found $?"
+echo 1 >$P/devices/0000:00:08.0/rescan; echo "device-rescan $?"
