@@ -34,3 +34,4 @@ export {
 } from './process.ts';
 export { loadZod, type Schema, type Zod } from './schema.ts';
 export type { SysfsTree, TreeWriter } from './sysfs/tree.ts';
+export { type WalkReport, walkLines, walkOf } from './walk.ts';

@@ -29,7 +29,8 @@ function describe(fn: Fn): string {
   return `${classNames[kind] ?? `Class ${hex(kind, 4)}`}: ${hex(fn.vendor, 4)}:${hex(fn.device, 4)} (rev ${hex(fn.revision, 2)})`;
 }
 
-function build(config: HostConfig): Machine {
+/** The machine of a host file, for looking at: nothing of the system is touched. */
+export function build(config: HostConfig): Machine {
   return new Machine(config, {
     clock: new ManualClock(),
     allocateShared: (_name, length) => {

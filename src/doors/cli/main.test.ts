@@ -91,6 +91,26 @@ test('decode explains the faults of a log, refuses a text without any, and names
   assert.match((await here('decode', join(folder, 'absent'))).err, /cannot be read: ENOENT/);
 });
 
+test('walk shows every entry on the way, and refuses what is no address', async () => {
+  const { status, out } = await here('walk', '--device', '00:04.0', '0x1000');
+  assert.equal(status, 0);
+  assert.match(out, /^0x1000 of 0000:00:04\.0: requester 00:04\.0, dmar0 in legacy mode\n {2}root entry \[0\] /);
+  assert.match(out, /verdict {2}Nothing is mapped at 0x1000/);
+  const asJson = JSON.parse((await here('walk', '--json', '--device', '00:04.0', '0xfee00000')).out);
+  assert.deepEqual([asJson.outcome, asJson.steps], ['refused', []]);
+  for (const [args, why] of [
+    [['--device', '00:04.0', '12q'], /'12q' is no IOVA/],
+    [['--device', '4.0', '0'], /'4\.0' is no address of a function/],
+    [['--device', '00:1e.0', '0'], /the machine has no function 0000:00:1e\.0/],
+    [['--device', '00:04.0', '--pasid', '0x100000', '0'], /PASID 1048576 has more than 20 bits/],
+    [['0'], /required option '--device <bdf>' not specified/],
+  ] as const) {
+    const refused = await here('walk', ...args);
+    assert.deepEqual([refused.status, refused.out], [125, '']);
+    assert.match(refused.err, why);
+  }
+});
+
 test('wrong usage is 125, help is 0', async () => {
   for (const args of [
     [],

@@ -170,6 +170,25 @@ export async function main(args: readonly string[], streams: Streams = standard)
   });
 
   program
+    .command('walk')
+    .description(
+      'Show what the IOMMU does with an address of a device: every table entry, the IOTLB, and why it ends as it does',
+    )
+    .argument('<iova>', 'the address, e.g. 0x100000')
+    .requiredOption('--device <bdf>', 'the function that asks, e.g. 00:04.0')
+    .option('--pasid <number>', 'the PASID of the request')
+    .addOption(hostOption())
+    .option('--json', 'as JSON', false)
+    .action(async (iova: string, options: { device: string; pasid?: string; host: string; json: boolean }) => {
+      const { walkInHost, walkRequest } = await import('./walk-command.ts');
+      const request = walkRequest(options.device, options.pasid, iova);
+      status =
+        typeof request === 'string'
+          ? fail(request)
+          : walkInHost(options.host, request, options.json, streams.out, fail);
+    });
+
+  program
     .command('decode')
     .description(
       "Explain IOMMU faults of a real machine: the lines of a kernel's log with DMAR or AMD-Vi, dumps of tables too",
