@@ -102,7 +102,7 @@ test('walk shows every entry on the way, and refuses what is no address', async 
     [['--device', '00:04.0', '12q'], /'12q' is no IOVA/],
     [['--device', '4.0', '0'], /'4\.0' is no address of a function/],
     [['--device', '00:1e.0', '0'], /the machine has no function 0000:00:1e\.0/],
-    [['--device', '00:04.0', '--pasid', '0x100000', '0'], /PASID 1048576 has more than 20 bits/],
+    [['--device', '00:04.0', '--pasid', '1048576', '0'], /PASID 1048576 has more than 20 bits/],
     [['0'], /required option '--device <bdf>' not specified/],
   ] as const) {
     const refused = await here('walk', ...args);

@@ -177,15 +177,16 @@ export async function main(args: readonly string[], streams: Streams = standard)
     .argument('<iova>', 'the address, e.g. 0x100000')
     .requiredOption('--device <bdf>', 'the function that asks, e.g. 00:04.0')
     .option('--pasid <number>', 'the PASID of the request')
-    .addOption(hostOption())
+    .addOption(hostOption().conflicts('box'))
+    .option('--box <name|pid|path>', 'instead: a box that is running')
     .option('--json', 'as JSON', false)
-    .action(async (iova: string, options: { device: string; pasid?: string; host: string; json: boolean }) => {
-      const { walkInHost, walkRequest } = await import('./walk-command.ts');
-      const request = walkRequest(options.device, options.pasid, iova);
-      status =
-        typeof request === 'string'
-          ? fail(request)
-          : walkInHost(options.host, request, options.json, streams.out, fail);
+    .action(async (iova: string, options: WalkFlags) => {
+      const { walkInBox, walkInHost, walkRequest } = await import('./walk-command.ts');
+      const { device, pasid, box, host: hostName, json } = options;
+      const request = walkRequest(device, pasid, iova);
+      if (typeof request === 'string') status = fail(request);
+      else if (box !== undefined) status = await walkInBox(box, request, json, { ...streams, fail });
+      else status = walkInHost(hostName, request, json, streams.out, fail);
     });
 
   program
@@ -223,6 +224,14 @@ interface ServeFlags {
   explain: boolean;
   trace?: string;
   pcap?: string;
+}
+
+interface WalkFlags {
+  device: string;
+  pasid?: string;
+  host: string;
+  box?: string;
+  json: boolean;
 }
 
 interface RunFlags {

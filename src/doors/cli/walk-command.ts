@@ -1,6 +1,7 @@
 /** `vfiobox walk`: what the IOMMU does with one address, step by step. */
 import { HostFileError, loadHost, type WalkReport, walkLines, walkOf } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
+import type { BoxStreams } from './box-commands.ts';
 import { build } from './host-commands.ts';
 
 export interface WalkRequest {
@@ -36,6 +37,19 @@ export function walkInHost(
     if (error instanceof Errno) return fail(error.why);
     throw error;
   }
+}
+
+/** Walks in a running box. */
+export async function walkInBox(
+  box: string,
+  { device, pasid, iova }: WalkRequest,
+  isJson: boolean,
+  streams: BoxStreams,
+): Promise<number> {
+  const { askBox } = await import('./box-commands.ts');
+  const given = { function: device, pasid, iova: `0x${iova.toString(16)}` };
+  const show = (report: WalkReport): readonly string[] => walkText(report, isJson).trimEnd().split('\n');
+  return askBox('walk', given, { box }, streams, show);
 }
 
 export function walkText(report: WalkReport, isJson: boolean): string {

@@ -2,7 +2,7 @@
  * What can be asked of a running box. A new command adds one entry: what it takes, checked before it runs, and what it does. Its result
  * travels as JSON. Errno, HostFileError: refused, with the reason. Blocked: it has begun, and the result comes later.
  */
-import type { Machine, Schema, Zod } from '../../host/index.ts';
+import { type Machine, type Schema, walkOf, type Zod } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import { list, listGroups } from '../cli/host-commands.ts';
 
@@ -74,6 +74,16 @@ export const controlCommands: Readonly<Record<string, ControlCommand>> = {
       })),
       lines: listGroups(machine),
     }),
+  ),
+  walk: command(
+    'what the IOMMU does with an address of a function, entry by entry, and what its IOTLB would answer',
+    (z) =>
+      z.strictObject({
+        function: address(z),
+        iova: z.string().regex(/^0x[0-9a-f]{1,16}$/, 'expected an address such as 0x1000'),
+        pasid: z.number().int().min(-1).optional(),
+      }),
+    (machine, { function: name, iova, pasid }) => walkOf(machine, name, pasid ?? -1, BigInt(iova)),
   ),
   held: command(
     'what programs hold at this moment',
