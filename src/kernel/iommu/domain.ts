@@ -73,6 +73,8 @@ export class Domain {
   readonly #holds = new Map<IommuUnit, Hold>();
   #enforcesCoherency = false;
   #hasHadMappings = false;
+  /** Something was unmapped that a unit may still have cached. */
+  #isStale = false;
   #isFree = false;
 
   /** ENOMEM: no memory for the top table. */
@@ -127,7 +129,9 @@ export class Domain {
   unmap(page: number, count: number): number {
     const table = this.#paging();
     const removed = table.unmap(page, count);
-    if (removed > 0) {
+    if (removed > 0 && this.#isStale) {
+      this.synchronise();
+    } else if (removed > 0) {
       const { firstPage, order } = coveringBlock(page, page + removed - 1);
       for (const [unit, { did }] of this.#holds) unit.invalidatePages(did, firstPage, order);
       table.releaseTables();
@@ -136,6 +140,22 @@ export class Domain {
       traceUnmap.fire(() => ({ iova: bytesOf(page), size: bytesOf(count), unmapped_size: bytesOf(removed) }));
     }
     return removed;
+  }
+
+  /** As `unmap`, but devices may go on using what their unit has cached until `synchronise`. */
+  unmapLater(page: number, count: number): number {
+    const removed = this.#paging().unmap(page, count);
+    if (removed > 0) this.#isStale = true;
+    traceUnmap.fire(() => ({ iova: bytesOf(page), size: bytesOf(count), unmapped_size: bytesOf(removed) }));
+    return removed;
+  }
+
+  /** No unit uses anything any more that was unmapped before. */
+  synchronise(): void {
+    if (!this.#isStale) return;
+    this.#isStale = false;
+    for (const [unit, { did }] of this.#holds) unit.invalidateDomain(did);
+    this.table?.releaseTables();
   }
 
   /** The physical page behind `page`, -1 when it is not mapped. */
