@@ -41,6 +41,8 @@ export interface UnitCapabilities {
   /** ECAP.ERS, SRS: execute and supervisor requests. */
   readonly hasExecuteRequests: boolean;
   readonly hasSupervisorRequests: boolean;
+  /** ECAP.EAFS: the extended accessed flag. */
+  readonly hasExtendedAccessed: boolean;
   /** ECAP.PASID, and the bits of a PASID (ECAP.PSS + 1; 0 without). */
   readonly hasPasid: boolean;
   readonly pasidBits: number;
@@ -84,6 +86,7 @@ export function decodeCapabilities(cap: bigint, ecap: bigint): UnitCapabilities 
     hasPageRequests: has(ecap, 29),
     hasExecuteRequests: has(ecap, 30),
     hasSupervisorRequests: has(ecap, 31),
+    hasExtendedAccessed: has(ecap, 34),
     hasPasid: has(ecap, 40),
     pasidBits: has(ecap, 40) ? bits(ecap, 35, 5) + 1 : 0,
     canTrackDirty: has(ecap, 43) && has(ecap, 45) && has(ecap, 48),

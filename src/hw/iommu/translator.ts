@@ -11,14 +11,14 @@ import { Tracepoint } from '../../lib/tracepoint.ts';
 import type { DmaAttributes } from '../pci/ats.ts';
 import type { Access, Upstream } from '../pci/dma.ts';
 import { type Fault, FaultLog, FaultReason, faultReasonName } from './faults.ts';
-import { FirstStageWalk } from './first-stage.ts';
+import { type FirstStageFailure, FirstStageWalk } from './first-stage.ts';
 import { entryValue } from './fmt/format.ts';
 import type { InterruptRemapping } from './interrupt-remapping.ts';
 import { Iotlb, SNOOPED } from './iotlb.ts';
 import { firstStageRefusal, type Refusal, secondStageRefusal } from './reasons.ts';
 import type { UnitCapabilities } from './registers.ts';
 import { type Binding, type EntryFault, isEntryFault, Requesters } from './requesters.ts';
-import { SecondStageWalk } from './second-stage.ts';
+import { SecondStageWalk, type WalkFailure } from './second-stage.ts';
 import type { TableMemory } from './table-memory.ts';
 
 const ioPageFault = new Tracepoint<{
@@ -75,6 +75,9 @@ export class Translator implements Upstream {
   readonly #staleness: Staleness;
   #random: number;
   #short = '';
+  /** Of the last `stages`: a first stage gave an address of interrupt messages; a first stage was walked. */
+  #hasHitWindow = false;
+  #isFirst = false;
 
   constructor(
     name: string,
@@ -167,37 +170,90 @@ export class Translator implements Upstream {
     return -1;
   }
 
-  /** Walks for a request; fills the IOTLB and `leafLevel`, `attributes`. -1: refused. */
+  /** Walks for a request and fills the IOTLB. -1: refused. */
   walk(binding: Binding, page: number, access: Access, isSupervisor = false, isExec = false): number {
+    const physicalPage = this.stages(binding, page, access, isSupervisor, isExec);
+    if (physicalPage < 0) return this.report(binding, page, access);
+    const isCached = binding.second !== undefined || binding.first !== undefined;
+    if (isCached && !isSupervisor && !isExec) this.#fill(binding, page, physicalPage, this.attributes);
+    this.iotlb.attributes = this.attributes;
+    return physicalPage;
+  }
+
+  /** The walk itself: leaves `leafLevel` and `attributes`, or (-1) the failure in `first` or `second`, for `report`. */
+  stages(binding: Binding, page: number, access: Access, isSupervisor: boolean, isExec: boolean): number {
     const { first, second } = binding;
+    this.#hasHitWindow = false;
+    this.#isFirst = first !== undefined;
     let physicalPage: number;
-    let attributes = 0;
     if (first !== undefined) {
       physicalPage = this.first.walk(first, page, access, isSupervisor, isExec);
-      if (physicalPage < 0) return this.#refuseFirst(binding, page, access);
-      if (isInterruptPage(this.first.output)) return this.#interruptRange(binding, page, access);
+      if (physicalPage < 0) return -1;
+      if (isInterruptPage(this.first.output)) {
+        this.#hasHitWindow = true;
+        return -1;
+      }
       this.leafLevel = this.first.leafLevel;
-      attributes = this.first.permission | (this.first.isSnooped || binding.isPageSnooped ? SNOOPED : 0);
-    } else if (second !== undefined) {
-      if (page >= 2 ** (this.mgaw - 12)) return this.#beyond(binding, page, access);
-      const { page: top, levels, marking } = second;
-      physicalPage = this.second.walk(top, levels, page, access, marking);
-      if (physicalPage < 0) return this.#refuseSecond(binding, page, access);
-      this.leafLevel = this.second.level;
-      // A write through a clean leaf has to come back here to set the dirty bit, so only what is dirty is cached writable.
-      const isClean = marking !== 'off' && !this.second.isDirty;
-      attributes =
-        (isClean ? this.second.permission & ~2 : this.second.permission) | (this.second.isSnooped ? SNOOPED : 0);
-    } else return this.#passThrough(binding, page, access);
-    if (!isSupervisor && !isExec) this.#fill(binding, page, physicalPage, attributes);
-    this.iotlb.attributes = attributes;
-    this.attributes = attributes;
+      this.attributes = this.first.permission | (this.first.isSnooped || binding.isPageSnooped ? SNOOPED : 0);
+      return physicalPage;
+    }
+    if (page >= 2 ** (this.mgaw - 12)) {
+      this.second.failure = 'beyond';
+      return -1;
+    }
+    if (second === undefined) {
+      this.leafLevel = 0;
+      this.attributes = 3;
+      return page;
+    }
+    const { page: top, levels, marking } = second;
+    physicalPage = this.second.walk(top, levels, page, access, marking);
+    if (physicalPage < 0) return -1;
+    this.leafLevel = this.second.level;
+    // A write through a clean leaf has to come back here to set the dirty bit, so only what is dirty is cached writable.
+    const isClean = marking !== 'off' && !this.second.isDirty;
+    const permission = isClean ? this.second.permission & ~2 : this.second.permission;
+    this.attributes = permission | (this.second.isSnooped ? SNOOPED : 0);
     return physicalPage;
+  }
+
+  /** Records why `stages` came to nothing. */
+  report(binding: Binding, page: number, access: Access): -1 {
+    if (this.#hasHitWindow) return this.#interruptRange(binding, page, access);
+    if (binding.first !== undefined) return this.#refuseFirst(binding, page, access);
+    return this.#refuseSecond(binding, page, access);
+  }
+
+  /** Whether what `stages` met is what a page request can mend. */
+  get isRecoverable(): boolean {
+    if (this.#hasHitWindow) return false;
+    return this.#isFirst ? isFirstRecoverable(this.first.failure) : isRecoverable(this.second.failure);
+  }
+
+  /** Whether a PASID entry allows requests for execution, or in privileged mode. Else it is recorded. */
+  allows(binding: Binding, page: number, access: Access, isSupervisor: boolean, isExec: boolean): boolean {
+    if (binding.first === undefined) return true;
+    if (isExec && !binding.allowsExec) {
+      const refusal = { reason: FaultReason.ERE_CLEAR, short: 'no execute requests' };
+      this.#refuse(binding, page, access, refusal, 'the PASID entry has ERE clear');
+      return false;
+    }
+    if (isSupervisor && !binding.allowsSupervisor) {
+      const refusal = { reason: FaultReason.SRE_CLEAR, short: 'no supervisor requests' };
+      this.#refuse(binding, page, access, refusal, 'the PASID entry has SRE clear');
+      return false;
+    }
+    return true;
   }
 
   /** A refusal that an entry of root, context or PASID tables gives. */
   refuseEntry(rid: number, pasid: number, page: number, access: Access, fault: EntryFault): -1 {
     return this.fault(rid, pasid, page, access, fault, fault.detail, fault.isFaultRecordingOff);
+  }
+
+  /** Something was recorded, or lost. */
+  protected signalFault(): void {
+    this.faultEvent?.();
   }
 
   /** Records a refusal. */
@@ -215,7 +271,7 @@ export class Translator implements Upstream {
     this.lastFault = fault;
     if (!isQuiet) {
       this.faults.record(rid, pasid, page, access === 1, refusal.reason);
-      this.faultEvent?.();
+      this.signalFault();
       this.#trace(fault);
     }
     return -1;
@@ -256,14 +312,7 @@ export class Translator implements Upstream {
     const binding = this.bind(rid, pasid, page, access);
     if (binding === -1) return -1;
     if (isInterruptPage(page)) return this.#interruptRange(binding, page, access);
-    if (binding.first !== undefined && isExec && !binding.allowsExec) {
-      const refusal = { reason: FaultReason.ERE_CLEAR, short: 'no execute requests' };
-      return this.#refuse(binding, page, access, refusal, 'the PASID entry has ERE clear');
-    }
-    if (binding.first !== undefined && isSupervisor && !binding.allowsSupervisor) {
-      const refusal = { reason: FaultReason.SRE_CLEAR, short: 'no supervisor requests' };
-      return this.#refuse(binding, page, access, refusal, 'the PASID entry has SRE clear');
-    }
+    if (!this.allows(binding, page, access, isSupervisor, isExec)) return -1;
     return this.walk(binding, page, access, isSupervisor, isExec);
   }
 
@@ -278,13 +327,6 @@ export class Translator implements Upstream {
     const refusal = { reason, short: 'no translated requests' };
     const detail = 'the context entry allows no translated requests';
     return this.fault(rid, pasid, page, access, refusal, detail, context.isFaultRecordingOff);
-  }
-
-  #passThrough(binding: Binding, page: number, access: Access): number {
-    this.leafLevel = 0;
-    this.attributes = 3;
-    this.iotlb.attributes = 0;
-    return page < 2 ** (this.mgaw - 12) ? page : this.#beyond(binding, page, access);
   }
 
   #fill(binding: Binding, page: number, physicalPage: number, attributes: number): void {
@@ -371,6 +413,15 @@ export class Translator implements Upstream {
 
 export function isInterruptPage(page: number): boolean {
   return page >= MSI_FIRST_PAGE && page <= MSI_LAST_PAGE;
+}
+
+function isRecoverable(failure: WalkFailure): boolean {
+  return failure === 'not present' || failure === 'permission';
+}
+
+function isFirstRecoverable(failure: FirstStageFailure): boolean {
+  if (failure.kind === 'second') return isRecoverable(failure.why);
+  return ['not present', 'user', 'write', 'exec'].includes(failure.kind);
 }
 
 function describe(

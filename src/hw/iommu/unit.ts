@@ -3,7 +3,10 @@
  * unit: contexts, PASID entries, invalidations. docs/iommu.md tells how it all hangs together.
  */
 import type { PhysicalMemory } from '../memory/physical-memory.ts';
+import type { AtsEndpoint, PageRequest, PageResponseCode, Translation, TranslationRequest } from '../pci/ats.ts';
+import { DeviceServices } from './device-services.ts';
 import { legacyContext, type PasidEntry, pasidEntry } from './entries.ts';
+import type { QueuedPageRequest } from './page-request-queue.ts';
 import type { PageTable } from './page-table.ts';
 import { decodeCapabilities, type UnitPresetName, unitPresets } from './registers.ts';
 import { type RequesterRights, RootTable } from './root-table.ts';
@@ -13,6 +16,9 @@ import { type Staleness, Translator } from './translator.ts';
 
 export { ridText } from './requesters.ts';
 export { MSI_FIRST_PAGE, MSI_LAST_PAGE, type Staleness } from './translator.ts';
+
+/** The page request queue has 2^4 pages: 2048 entries. */
+const PRQ_ORDER = 4;
 
 export interface IommuUnitOptions {
   readonly preset?: UnitPresetName;
@@ -41,6 +47,8 @@ export class IommuUnit extends Translator {
   readonly hasAccessedDirty: boolean;
   readonly mode: 'legacy' | 'scalable';
   readonly root: RootTable;
+  /** Translation and page requests of devices. */
+  readonly devices: DeviceServices;
   readonly tables: TablePool;
 
   constructor(name: string, options: IommuUnitOptions = {}) {
@@ -61,6 +69,10 @@ export class IommuUnit extends Translator {
     this.mode = options.mode ?? (this.capabilities.isScalable ? 'scalable' : 'legacy');
     if (this.mode === 'scalable' && !this.capabilities.isScalable) throw new Error(`Unit ${name} has no scalable mode`);
     this.root = new RootTable(this.memory, this.mode === 'scalable');
+    this.devices = new DeviceServices(this);
+    if (this.mode === 'scalable' && this.capabilities.hasPageRequests) {
+      this.devices.queue.setBase(tables.structures.allocate(2 ** PRQ_ORDER), PRQ_ORDER);
+    }
     this.requesters.root = { page: this.root.page, isScalable: this.mode === 'scalable', isInvalid: false };
   }
 
@@ -121,4 +133,51 @@ export class IommuUnit extends Translator {
   invalidateDomain(did: number): void {
     this.iotlb.invalidateDomain(did);
   }
+
+  translationRequest(
+    endpoint: AtsEndpoint,
+    rid: number,
+    page: number,
+    request: TranslationRequest,
+  ): Translation | undefined {
+    return this.devices.translationRequest(endpoint, rid, page, request);
+  }
+
+  pageRequest(endpoint: AtsEndpoint, rid: number, request: PageRequest): boolean {
+    return this.devices.pageRequest(endpoint, rid, request);
+  }
+
+  /** The page request event: something is in the queue, or a request found no room (`hasPageRequestOverflow`). */
+  get pageRequestEvent(): (() => void) | undefined {
+    return this.devices.pageRequestEvent;
+  }
+
+  set pageRequestEvent(event: (() => void) | undefined) {
+    this.devices.pageRequestEvent = event;
+  }
+
+  /** Takes all page requests out of the queue. */
+  takePageRequests(): QueuedPageRequest[] {
+    return this.devices.queue.take();
+  }
+
+  /** Requests were lost; until `clearPageRequestOverflow` all are. Software throws incomplete groups away first. */
+  get hasPageRequestOverflow(): boolean {
+    return this.devices.queue.hasOverflow;
+  }
+
+  clearPageRequestOverflow(): void {
+    this.devices.queue.clearOverflow();
+  }
+
+  /** Answers a group of page requests. False: that requester has never asked. */
+  respondPageRequest(
+    to: { readonly rid: number; readonly pasid: number; readonly group: number },
+    code: PageResponseCode,
+  ): boolean {
+    return this.devices.respond(to.rid, to.pasid, to.group, code);
+  }
+
+  /** After it everything that devices have sent is in the queue. Devices here send at once, so nothing has to be waited for. */
+  drainPageRequests(): void {}
 }

@@ -4,14 +4,19 @@
  * `map` and `unmap` write the table; `unmap` returns only when no unit to which the domain is attached can still use the old
  * translations. Groups attach devices (`attachDevice`, `program`, `detachDevice`); nobody else calls these three.
  */
+import type { PasidEntry } from '../../hw/iommu/entries.ts';
 import { vtdss } from '../../hw/iommu/fmt/vtdss.ts';
+import { x86_64 } from '../../hw/iommu/fmt/x86-64.ts';
 import { coveringBlock } from '../../hw/iommu/invalidation.ts';
 import { LEAF_PAGES, PageTable } from '../../hw/iommu/page-table.ts';
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
+import { ALL_PAGES_ORDER } from '../../hw/pci/ats.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Failpoint } from '../../lib/failpoint.ts';
 import { hex } from '../../lib/pages.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
+import { Attachments } from './attachments.ts';
+import { firstStageFor, levelsFor, obstacle, requireAbilities } from './compatibility.ts';
 import { allocateDid, freeDid, PASS_THROUGH_DID } from './domain-ids.ts';
 
 /** Permissions of a mapping; the values are those of include/linux/iommu.h. */
@@ -41,6 +46,17 @@ export interface DomainOptions {
   readonly hasDirtyTracking?: boolean;
   /** First stages may be nested on it. */
   readonly isNestParent?: boolean;
+  /** A mapping has to be writable (second stages that guests' tables nest on, on units that need it so). */
+  readonly isForceWriteable?: boolean;
+}
+
+/** A guest's first stage, as `iommu_hwpt_vtd_s1` describes it. */
+export interface GuestStage {
+  /** Guest-physical address of the top table. */
+  readonly pageTable: bigint;
+  /** 48 or 57. */
+  readonly addressWidth: number;
+  readonly flags?: { readonly sre?: boolean; readonly eafe?: boolean; readonly wpe?: boolean };
 }
 
 /** The leaf that translates a page. `level` 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB. */
@@ -58,8 +74,15 @@ interface Hold {
   devices: number;
 }
 
+interface Nesting {
+  readonly parent: Domain;
+  readonly guest: GuestStage;
+}
+
 export class Domain {
   readonly kind: DomainKind;
+  /** Undefined: no tables of its own. */
+  readonly stage: 'first' | 'second' | undefined;
   /** The hardware it was made for. */
   readonly unit: IommuUnit;
   readonly pgsizeBitmap: bigint;
@@ -68,28 +91,40 @@ export class Domain {
   readonly lastPage: number;
   /** Groups attached to it. */
   attachments = 0;
-  /** The tables; undefined for blocked and identity, which need none. */
+  /** The tables; undefined for blocked, identity and nested, which need none of the host's. */
   readonly table: PageTable | undefined;
+  readonly options: DomainOptions;
+  /** Of `nested`: the domain that translates the guest's physical addresses. */
+  readonly parent: Domain | undefined;
+  readonly #guest: GuestStage | undefined;
+  readonly #children = new Set<Domain>();
   readonly #holds = new Map<IommuUnit, Hold>();
+  readonly #attached = new Attachments();
   #enforcesCoherency = false;
+  #isDirtyTracking = false;
   #hasHadMappings = false;
   /** Something was unmapped that a unit may still have cached. */
   #isStale = false;
   #isFree = false;
 
-  /** ENOMEM: no memory for the top table. */
-  constructor(unit: IommuUnit, kind: DomainKind, options: DomainOptions = {}) {
-    if (options.stage === 'first' || kind === 'sva' || kind === 'nested' || options.hasDirtyTracking === true) {
-      throw new Errno('EOPNOTSUPP', `unit ${unit.name} is in legacy mode`);
-    }
+  /** ENOMEM: no memory for the top table. EOPNOTSUPP: the unit cannot do what the options ask. `nesting`: see `nestedDomain`. */
+  constructor(unit: IommuUnit, kind: DomainKind, options: DomainOptions = {}, nesting?: Nesting) {
     this.unit = unit;
     this.kind = kind;
-    const { levels, width } = levelsFor(unit);
+    this.options = options;
+    this.parent = nesting?.parent;
+    this.#guest = nesting?.guest;
+    const isPaging = kind === 'dma' || kind === 'unmanaged' || kind === 'sva';
+    this.stage = isPaging ? (kind === 'sva' ? 'first' : (options.stage ?? 'second')) : undefined;
+    requireAbilities(unit, kind, this.stage, options);
+    const { levels, width } = this.stage === 'first' ? firstStageFor(unit) : levelsFor(unit);
     this.lastPage = 2 ** (width - 12) - 1;
-    const isPaging = kind === 'dma' || kind === 'unmanaged';
-    this.pgsizeBitmap = isPaging ? unit.pgsizeBitmap : 0n;
-    const { largestLeaf } = unit.capabilities;
-    this.table = isPaging ? new PageTable(vtdss, unit.tables, { levels, largestLeaf }) : undefined;
+    const largestLeaf =
+      this.stage === 'first' ? (unit.capabilities.hasFirstStage1G ? 2 : 1) : unit.capabilities.largestLeaf;
+    this.pgsizeBitmap = isPaging ? [0x1000n, 0x20_1000n, 0x4020_1000n][largestLeaf]! : 0n;
+    const format = this.stage === 'first' ? x86_64 : vtdss;
+    this.table = isPaging ? new PageTable(format, unit.tables, { levels, largestLeaf }) : undefined;
+    if (nesting !== undefined) nesting.parent.#children.add(this);
   }
 
   /** Every leaf made from now on overrides no-snoop. */
@@ -106,6 +141,9 @@ export class Domain {
     const table = this.#paging();
     if ((prot & (IOMMU_READ | IOMMU_WRITE)) === 0) throw new Errno('EINVAL', 'a mapping is readable or writable');
     if (!(count >= 1)) throw new Errno('EINVAL', 'no pages to map');
+    if (this.options.isForceWriteable === true && (prot & IOMMU_WRITE) === 0) {
+      throw new Errno('EINVAL', 'mappings of this domain have to be writable');
+    }
     if (!(page >= this.firstPage && page + count - 1 <= this.lastPage)) {
       throw new Errno('ERANGE', `${pagesText(page, count)} is outside of the aperture ${this.#aperture()}`);
     }
@@ -132,8 +170,7 @@ export class Domain {
     if (removed > 0 && this.#isStale) {
       this.synchronise();
     } else if (removed > 0) {
-      const { firstPage, order } = coveringBlock(page, page + removed - 1);
-      for (const [unit, { did }] of this.#holds) unit.invalidatePages(did, firstPage, order);
+      this.#flush(page, page + removed - 1);
       table.releaseTables();
     }
     if (traceUnmap.heard) {
@@ -151,18 +188,16 @@ export class Domain {
   }
 
   /** No unit uses anything any more that was unmapped before. */
-  synchronise(): void {
+  synchronise(): void 
     if (!this.#isStale) return;
     this.#isStale = false;
-    for (const [unit, { did }] of this.#holds) unit.invalidateDomain(did);
+    this.#flushAll();
     this.table?.releaseTables();
-  }
 
   /** The physical page behind `page`, -1 when it is not mapped. */
-  physicalOf(page: number): number {
+  physicalOf(page: number): number 
     if (this.table !== undefined) return this.table.walk(page);
     return this.kind === 'identity' ? page : -1;
-  }
 
   /** The leaf behind `page`, for tests and the inspector. */
   leafAt(page: number): Leaf | undefined {
@@ -179,46 +214,76 @@ export class Domain {
    * Makes all DMA through this domain coherent, also what devices mark no-snoop. False: a unit cannot, or something was mapped
    * before (those leaves would not do it). Once true it stays so.
    */
-  enforceCacheCoherency(): boolean {
+  enforceCacheCoherency(): boolean 
     if (this.#enforcesCoherency) return true;
-    if (this.table === undefined || this.#hasHadMappings) return false;
-    if (!this.unit.canEnforceCoherency) return false;
+    if (this.table === undefined || !this.unit.canEnforceCoherency) return false;
     for (const unit of this.#holds.keys()) if (!unit.canEnforceCoherency) return false;
+    if (this.stage === 'second' && this.#hasHadMappings) return false;
     this.#enforcesCoherency = true;
+    // Leaves of a first stage have no such bit: the PASID entries have it, those that exist too.
+    if (this.stage === 'first') this.#reprogram();
     return true;
-  }
 
-  get isDirtyTracking(): boolean {
-    return false;
-  }
+  get isDirtyTracking(): boolean 
+    return this.#isDirtyTracking;
 
   /** Starts or stops dirty bits in the leaves. EOPNOTSUPP: the domain was not made for it. EINVAL: an attached unit cannot. */
-  setDirtyTracking(_on: boolean): void {
-    throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
+  setDirtyTracking(on: boolean): void 
+    if (this.options.hasDirtyTracking !== true) {
+      throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
+    }
+    if (on === this.#isDirtyTracking) return;
+    for (const unit of this.#holds.keys()) {
+      if (!unit.capabilities.canTrackDirty) throw new Errno('EINVAL', `unit ${unit.name} sets no dirty bits`);
+    }
+    this.#isDirtyTracking = on;
+    this.#reprogram();
+    for (const child of this.#children) child.#reprogram();
+
+  /**
+   * Visits the leaves of a range that were written through since it was cleared last; `isCleared` forgets it. Without `visit` bits
+   * are only cleared. EINVAL: tracking is off and somebody wants to know.
+   */
+  readAndClearDirty(
+    firstPage: number,
+    count: number,
+    { isCleared }: { readonly isCleared: boolean },
+    visit?: (firstPage: number, pages: number) => void,
+  ): void {
+    if (this.options.hasDirtyTracking !== true) {
+      throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
+    }
+    if (!this.#isDirtyTracking && visit !== undefined) throw new Errno('EINVAL', 'dirty tracking is off');
+    let found = 0;
+    this.#paging().readDirty(firstPage, firstPage + count - 1, isCleared, (first, pages) => {
+      found++;
+      visit?.(first, pages);
+    });
+    // A write through a translation that was cached as dirty would not set the bit again.
+    if (isCleared && found > 0) this.#flush(firstPage, firstPage + count - 1);
   }
 
-  /** Visits the leaves of a range that were written through since it was cleared last. */
-  readAndClearDirty(
-    _firstPage: number,
-    _count: number,
-    _options: { readonly isCleared: boolean },
-    _visit: (firstPage: number, pages: number) => void,
-  ): void {
-    throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
-  }
+  /**
+   * Of `nested`: the guest has changed its tables for `count` pages from `firstPage` (of a 64-bit address); Infinity: all. The IOTLB
+   * and device TLBs forget what they hold of them.
+   */
+  invalidateFirstStage(firstPage: number, count: number): void 
+    if (this.kind !== 'nested') throw new Errno('EINVAL', `a domain of kind ${this.kind} has no guest's tables`);
+    if (count === Infinity) this.#flushAll();
+    else this.#flush(firstPage, firstPage + count - 1);
 
   /** Whether devices behind `unit` can be attached. */
-  isCompatible(unit: IommuUnit): boolean {
+  isCompatible(unit: IommuUnit): boolean 
     return this.#obstacle(unit) === undefined;
-  }
 
   /** Gives the tables back. EBUSY while attached. */
-  free(): void {
+  free(): void 
     if (this.attachments > 0) throw new Errno('EBUSY', `the domain is still attached to ${this.attachments} groups`);
     if (this.#isFree) return;
+    if (this.#children.size > 0) throw new Errno('EBUSY', `${this.#children.size} domains are nested on this one`);
     this.#isFree = true;
+    if (this.parent !== undefined) this.parent.#children.delete(this);
     this.table?.destroy();
-  }
 
   // ---- for groups ----
 
@@ -227,28 +292,124 @@ export class Domain {
     attachPoint.hit();
     const obstacle = this.#obstacle(unit);
     if (obstacle !== undefined) throw new Errno('EINVAL', obstacle);
-    if (this.table === undefined) return;
+    if (!this.#hasDid) return;
     const hold = this.#holds.get(unit);
-    if (hold === undefined) this.#holds.set(unit, { did: allocateDid(unit, this), devices: 1 });
-    else hold.devices++;
+    if (hold !== undefined) hold.devices++;
+    else {
+      const did = this.kind === 'sva' ? PASS_THROUGH_DID : allocateDid(unit, this);
+      this.#holds.set(unit, { did, devices: 1 });
+    }
   }
 
   /** Ends `attachDevice`. No context may point here any more when the last device of a unit goes. */
   detachDevice(unit: IommuUnit): void {
-    if (this.table === undefined) return;
+    if (!this.#hasDid) return;
     const hold = this.#holds.get(unit)!;
     if (--hold.devices > 0) return;
     this.#holds.delete(unit);
-    freeDid(unit, hold.did);
+    if (hold.did !== PASS_THROUGH_DID) freeDid(unit, hold.did);
   }
 
-  /** Points the contexts of these requesters here. */
-  program(unit: IommuUnit, rids: readonly number[]): void {
+  /** Points the contexts of these requesters here; they leave the domain where they were, if any. */
+  program(unit: IommuUnit, rids: readonly number[], from?: Domain): void 
     for (const rid of rids) {
-      if (this.kind === 'blocked') unit.clearContext(rid);
-      else if (this.table === undefined) unit.setContext(rid, PASS_THROUGH_DID, undefined);
-      else unit.setContext(rid, this.#holds.get(unit)!.did, this.table);
+      if (from !== undefined) from.#attached.remove(unit, rid, -1);
+      if (this.kind === 'blocked') {
+        if (unit.mode === 'scalable') unit.clearPasidEntry(rid, 0);
+        else unit.clearContext(rid);
+      } else if (unit.mode === 'scalable') {
+        unit.setPasidEntry(rid, 0, this.#entry(unit));
+        if (this.#hasDid) this.#attached.add(unit, rid, -1);
+      } else if (this.table === undefined) unit.setContext(rid, PASS_THROUGH_DID, undefined);
+      else {
+        unit.setContext(rid, this.#holds.get(unit)!.did, this.table);
+        this.#attached.add(unit, rid, -1);
+      }
+      // What the device had asked for in the domain before.
+      if (from !== undefined && from !== this) {
+        unit.devices.invalidate(rid, { pasid: -1, isAllPasids: false, firstPage: 0, order: ALL_PAGES_ORDER });
+      }
     }
+
+  /** Points a PASID of these requesters here; it leaves the domain where it was, if any. */
+  programPasid(unit: IommuUnit, rids: readonly number[], pasid: number, from?: Domain): void 
+    for (const rid of rids) {
+      if (from !== undefined) from.#leavePasid(unit, rid, pasid);
+      if (this.kind === 'blocked') continue;
+      unit.setPasidEntry(rid, pasid, this.#entry(unit));
+      if (this.#hasDid) this.#attached.add(unit, rid, pasid);
+    }
+
+  /** Takes a PASID of these requesters away. */
+  unprogramPasid(unit: IommuUnit, rids: readonly number[], pasid: number): void 
+    for (const rid of rids) this.#leavePasid(unit, rid, pasid);
+
+  /** The order of VT-d 6.5.3.4: entry away, PASID cache, IOTLB, device TLB. */
+  #leavePasid(unit: IommuUnit, rid: number, pasid: number): void {
+    this.#attached.remove(unit, rid, pasid);
+    unit.clearPasidEntry(rid, pasid);
+    unit.iotlb.invalidateDomain(this.#didAt(unit), this.stage === 'second' ? -1 : pasid);
+    unit.devices.invalidate(rid, { pasid, isAllPasids: false, firstPage: 0, order: ALL_PAGES_ORDER });
+  }
+
+  get #hasDid(): boolean {
+    return this.kind !== 'blocked' && this.kind !== 'identity';
+  }
+
+  #didAt(unit: IommuUnit): number {
+    return this.#holds.get(unit)?.did ?? PASS_THROUGH_DID;
+  }
+
+  /** What a PASID entry says of this domain. */
+  #entry(unit: IommuUnit): PasidEntry {
+    const did = this.#didAt(unit);
+    const { isWalkSnooped } = unit;
+    const table = this.table;
+    if (this.parent !== undefined) {
+      const { pageTable, addressWidth, flags } = this.#guest!;
+      const { table: below, isDirtyTracking, enforcesCoherency } = this.parent;
+      return {
+        type: 'nested',
+        did,
+        isWalkSnooped,
+        secondStage: { page: below!.top, levels: below!.levels },
+        firstStage: { page: Number(pageTable >> 12n), levels: addressWidth === 57 ? 5 : 4 },
+        hasSecondStageDirty: isDirtyTracking,
+        isPageSnooped: enforcesCoherency,
+        allowsSupervisor: flags?.sre ?? false,
+        isWriteProtected: flags?.wpe ?? false,
+        hasExtendedAccessed: flags?.eafe ?? false,
+      };
+    }
+    if (table === undefined) return { type: 'pass-through', did: PASS_THROUGH_DID, isWalkSnooped };
+    const stage = { page: table.top, levels: table.levels };
+    if (this.stage === 'first') {
+      return { type: 'first', did, isWalkSnooped, firstStage: stage, isPageSnooped: this.#enforcesCoherency };
+    }
+    return { type: 'second', did, isWalkSnooped, secondStage: stage, hasSecondStageDirty: this.#isDirtyTracking };
+  }
+
+  /** Writes all PASID entries of the domain again: something in them has changed. */
+  #reprogram(): void {
+    for (const { unit, rid, pasid } of this.#attached.list()) {
+      if (unit.mode !== 'scalable') continue;
+      unit.setPasidEntry(rid, Math.max(pasid, 0), this.#entry(unit));
+    }
+    this.#flushAll();
+  }
+
+  /** IOTLBs and device TLBs forget the pages `[first, last]`; what is nested on this domain is forgotten whole. */
+  #flush(first: number, last: number): void {
+    const { firstPage, order } = coveringBlock(first, last);
+    for (const [unit, { did }] of this.#holds) unit.invalidatePages(did, firstPage, order);
+    if (this.#attached.hasDeviceTlbs) this.#attached.invalidate(firstPage, order);
+    for (const child of this.#children) child.#flushAll();
+  }
+
+  #flushAll(): void {
+    for (const [unit, { did }] of this.#holds) unit.invalidateDomain(did);
+    this.#attached.invalidate(0, ALL_PAGES_ORDER);
+    for (const child of this.#children) child.#flushAll();
   }
 
   #paging(): PageTable {
@@ -264,22 +425,16 @@ export class Domain {
   #obstacle(unit: IommuUnit): string | undefined {
     if (this.kind === 'blocked') return undefined;
     if (this.#isFree) return 'the domain was freed';
-    const { capabilities } = unit;
-    if (this.kind === 'identity') {
-      return capabilities.hasPassThrough ? undefined : `unit ${unit.name} has no pass-through`;
-    }
-    const table = this.table!;
-    if (table.pool !== unit.tables) return `unit ${unit.name} cannot reach the memory of the domain's tables`;
-    if (capabilities.mgaw < Math.log2(this.lastPage + 1) + 12) {
-      return `the domain has more address bits than the ${capabilities.mgaw} of unit ${unit.name}`;
-    }
-    if (!capabilities.levels.includes(table.levels)) {
-      return `unit ${unit.name} does not walk ${table.levels} levels`;
-    }
-    if (capabilities.largestLeaf < table.largestLeaf) return `unit ${unit.name} lacks the leaf sizes of the domain`;
-    if (this.#enforcesCoherency && !unit.canEnforceCoherency) {
-      return `the domain makes no-snoop DMA coherent, which unit ${unit.name} cannot`;
-    }
+    if (this.parent !== undefined) return this.parent.#obstacle(unit) ?? this.#guestObstacle(unit);
+    return obstacle(this, unit, this.#enforcesCoherency);
+  }
+
+  #guestObstacle({ capabilities, name }: IommuUnit): string | undefined {
+    const { addressWidth, flags } = this.#guest!;
+    if (!capabilities.hasNesting) return `unit ${name} does not nest`;
+    if (addressWidth === 57 && !capabilities.hasFirstStage5Level) return `unit ${name} walks no 5-level first stage`;
+    if (flags?.sre === true && !capabilities.hasSupervisorRequests) return `unit ${name} has no supervisor requests`;
+    if (flags?.eafe === true && !capabilities.hasExtendedAccessed) return `unit ${name} sets no extended accessed flag`;
     return undefined;
   }
 
@@ -293,23 +448,29 @@ export class Domain {
   }
 }
 
-/** The table depth that a unit's domains get: as many bits as both MGAW and SAGAW allow, by as few levels as the unit walks. */
-function levelsFor(unit: IommuUnit): { levels: number; width: number } {
-  const { mgaw, levels } = unit.capabilities;
-  for (const wanted of [5, 4, 3]) {
-    const narrower = 12 + 9 * (wanted - 1);
-    const walked = levels.find((known) => known >= wanted);
-    if (mgaw > narrower && walked !== undefined) return { levels: walked, width: Math.min(12 + 9 * wanted, mgaw) };
-  }
-  throw new Errno('ENODEV', `unit ${unit.name} walks no second-stage tables`);
-}
-
 function bytesOf(pages: number): bigint {
   return BigInt(pages) << 12n;
 }
 
 function pagesText(page: number, count: number): string {
   return `${hex(bytesOf(page))}..${hex(bytesOf(page + count) - 1n)}`;
+}
+
+/**
+ * A guest's first stage above `parent`, which translates the guest's physical addresses. EOPNOTSUPP: the unit does not nest. EINVAL:
+ * the parent was not made for it, or the address width is neither 48 nor 57.
+ */
+export function nestedDomain(parent: Domain, guest: GuestStage): Domain {
+  if (!parent.unit.capabilities.hasNesting || parent.unit.mode !== 'scalable') {
+    throw new Errno('EOPNOTSUPP', `unit ${parent.unit.name} does not nest`);
+  }
+  if (parent.stage !== 'second' || parent.options.isNestParent !== true) {
+    throw new Errno('EINVAL', 'nothing can be nested on this domain');
+  }
+  if (guest.addressWidth !== 48 && guest.addressWidth !== 57) {
+    throw new Errno('EINVAL', `a first stage has 48 or 57 address bits, not ${guest.addressWidth}`);
+  }
+  return new Domain(parent.unit, 'nested', {}, { parent, guest });
 }
 
 const blocked = new WeakMap<IommuUnit, Domain>();

@@ -11,6 +11,7 @@ import { forEachDmaAlias } from '../../hw/pci/aliases.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
+import * as reg from '../../uapi/pci-regs.ts';
 import { blockedDomain, type Domain } from './domain.ts';
 import { mergeReserved, type ReservedRegion } from './reserved-regions.ts';
 
@@ -27,6 +28,9 @@ interface Member {
   /** Why it is in this group. */
   readonly reason: string;
   readonly reserved: readonly ReservedRegion[];
+  /** Resets under way; its requests are blocked while there is one. */
+  resets: number;
+  isBlocked: boolean;
 }
 
 /** Who claims a group is any object; `api` tells those apart that came by the API of 2011. */
@@ -46,6 +50,9 @@ export class IommuGroup {
   #domain: Domain | undefined;
   #owner: object | undefined;
   #ownerCount = 0;
+  readonly #pasids = new Map<number, Domain>();
+  /** Members that are being reset. */
+  #inReset = 0;
 
   /** Groups are made by `IommuCore`. Without a unit there are no domains. */
   constructor(id: number, unit: IommuUnit | undefined, defaultDomain: Domain | undefined) {
@@ -84,6 +91,12 @@ export class IommuGroup {
   /** Why `f` is in this group: `own`, `alias 00:1e.0`, `no ACS on 00:01.0`, `multifunction without ACS`, `quirk`. */
   reasonOf(f: PciFunction): string {
     return this.#members.get(f)?.reason ?? 'not a member';
+  }
+
+  /** Whether requests of a member arrive under this requester id. */
+  hasRid(rid: number): boolean {
+    for (const { rids } of this.#members.values()) if (rids.includes(rid)) return true;
+    return false;
   }
 
   // ---- owners ----
@@ -167,33 +180,134 @@ export class IommuGroup {
   // ---- PASIDs ----
 
   /**
-   * Attaches the PASID of every member to `domain`. EOPNOTSUPP: no PASIDs here. EINVAL: the PASID is 0 or beyond what a member has.
-   * EBUSY: it is taken, or a member is in reset.
+   * Attaches the PASID of every member that has PASIDs to `domain`. EOPNOTSUPP: none has, or the unit has none. EINVAL: the PASID is
+   * 0 or beyond what a member has, or the domain does not fit. EBUSY: it is taken, or a member is in reset. On failure nothing is
+   * changed.
    */
-  attachPasid(_domain: Domain, _pasid: number): void {
-    throw new Errno('EOPNOTSUPP', `no member of group ${this.id} has PASIDs`);
+  attachPasid(domain: Domain, pasid: number): void {
+    const unit = this.#checkPasid(pasid);
+    if (this.#pasids.has(pasid)) throw new Errno('EBUSY', `PASID ${pasid} of group ${this.id} is attached already`);
+    this.#enterPasid(unit, domain, pasid, undefined);
   }
 
   /** Changes the domain of a PASID in one step. EINVAL: it has none. Else as `attachPasid`. */
-  replacePasid(_domain: Domain, _pasid: number): void {
-    throw new Errno('EOPNOTSUPP', `no member of group ${this.id} has PASIDs`);
+  replacePasid(domain: Domain, pasid: number): void {
+    const unit = this.#checkPasid(pasid);
+    const old = this.#pasids.get(pasid);
+    if (old === undefined) throw new Errno('EINVAL', `PASID ${pasid} of group ${this.id} is not attached`);
+    if (old !== domain) this.#enterPasid(unit, domain, pasid, old);
   }
 
-  detachPasid(_pasid: number): void {}
+  /** The PASID reaches nothing any more. */
+  detachPasid(pasid: number): void {
+    const domain = this.#pasids.get(pasid);
+    const unit = this.unit;
+    if (domain === undefined || unit === undefined) return;
+    this.#pasids.delete(pasid);
+    domain.attachments--;
+    for (const member of this.#members.values()) {
+      if (maxPasids(member.fn, unit) === 0) continue;
+      if (!member.isBlocked) domain.unprogramPasid(unit, member.rids, pasid);
+      domain.detachDevice(unit);
+    }
+  }
 
-  domainOfPasid(_pasid: number): Domain | undefined {
-    return undefined;
+  domainOfPasid(pasid: number): Domain | undefined {
+    return this.#pasids.get(pasid);
   }
 
   /** The PASIDs with their domains. */
   pasids(): [number, Domain][] {
-    return [];
+    return [...this.#pasids];
   }
 
-  /** A reset of `fn` begins: its DMA is blocked until `finishReset`, what is attached stays noted. Counted. */
-  prepareReset(_fn: PciFunction): void {}
+  /** The PASIDs that are programmed for a member. */
+  #pasidsOf({ fn }: Member, unit: IommuUnit): [number, Domain][] {
+    return maxPasids(fn, unit) > 0 ? [...this.#pasids] : [];
+  }
 
-  finishReset(_fn: PciFunction): void {}
+  #checkPasid(pasid: number): IommuUnit {
+    const unit = this.#hardware(this.unit);
+    const most = [...this.#members.values()].map(({ fn }) => maxPasids(fn, unit)).filter((count) => count > 0);
+    if (most.length === 0) throw new Errno('EOPNOTSUPP', `no member of group ${this.id} has PASIDs`);
+    if (pasid === 0) throw new Errno('EINVAL', 'PASID 0 stands for requests without PASID');
+    if (this.#inReset > 0) throw new Errno('EBUSY', `a member of group ${this.id} is in reset`);
+    const least = Math.min(...most);
+    if (!(pasid > 0 && pasid < least)) {
+      throw new Errno('EINVAL', `PASID ${pasid} is beyond the ${least} of a member of group ${this.id}`);
+    }
+    return unit;
+  }
+
+  #enterPasid(unit: IommuUnit, domain: Domain, pasid: number, old: Domain | undefined): void {
+    const entered: Member[] = [];
+    try {
+      for (const member of this.#members.values()) {
+        if (maxPasids(member.fn, unit) === 0) continue;
+        domain.attachDevice(unit);
+        entered.push(member);
+      }
+    } catch (error) {
+      for (let i = 0; i < entered.length; i++) domain.detachDevice(unit);
+      throw error;
+    }
+    // Nothing below can fail.
+    for (const member of entered) domain.programPasid(unit, member.rids, pasid, old);
+    if (old !== undefined) {
+      for (let i = 0; i < entered.length; i++) old.detachDevice(unit);
+      old.attachments--;
+    }
+    domain.attachments++;
+    this.#pasids.set(pasid, domain);
+  }
+
+  // ---- resets ----
+
+  /**
+   * A reset of `fn` begins: its DMA is blocked, with PASIDs and translations that the device holds, until `finishReset`; what is
+   * attached stays noted. Counted. Only devices with translation services need it (PCI Express Base 6.0, 10.3.1).
+   */
+  prepareReset(fn: PciFunction): void {
+    const { unit } = this;
+    const member = this.#members.get(fn);
+    if (unit === undefined || member === undefined || !hasAts(fn)) return;
+    if (member.resets++ > 0) return;
+    member.isBlocked = true;
+    this.#inReset++;
+    const blocking = blockedDomain(unit);
+    blocking.program(unit, member.rids, this.domain);
+    for (const [pasid, domain] of this.#pasidsOf(member, unit)) domain.unprogramPasid(unit, member.rids, pasid);
+    for (const rid of member.rids) unit.devices.forget(rid);
+  }
+
+  /** The reset is over: what is attached is reached again. */
+  finishReset(fn: PciFunction): void {
+    const { unit } = this;
+    const member = this.#members.get(fn);
+    if (unit === undefined || member === undefined || member.resets === 0) return;
+    if (--member.resets > 0) return;
+    member.isBlocked = false;
+    this.#inReset--;
+    this.#enable(member, unit);
+    this.domain.program(unit, member.rids);
+    for (const [pasid, domain] of this.#pasidsOf(member, unit)) domain.programPasid(unit, member.rids, pasid);
+  }
+
+  /** Scalable units: what the device can do beside plain requests is switched on, in its context and in the device. */
+  #enable({ fn, rids }: Member, unit: IommuUnit): void {
+    if (unit.mode !== 'scalable') return;
+    const pasids = maxPasids(fn, unit);
+    const { hasDeviceTlb, hasPageRequests } = unit.capabilities;
+    const rights = {
+      hasDeviceTlb: hasDeviceTlb && hasAts(fn) && !fn.untrusted,
+      hasPasids: pasids > 0,
+      hasPageRequests: hasPageRequests && fn.config.findExtended(reg.PCI_EXT_CAP_ID_PRI) !== 0,
+    };
+    for (const rid of rids) unit.setRights(rid, rights, pasids);
+    if (rights.hasPasids) switchOn(fn, reg.PCI_EXT_CAP_ID_PASID, reg.PCI_PASID_CTRL, reg.PCI_PASID_CTRL_ENABLE);
+    if (rights.hasPageRequests) switchOn(fn, reg.PCI_EXT_CAP_ID_PRI, reg.PCI_PRI_CTRL, reg.PCI_PRI_CTRL_ENABLE);
+    if (rights.hasDeviceTlb) switchOn(fn, reg.PCI_EXT_CAP_ID_ATS, reg.PCI_ATS_CTRL, reg.PCI_ATS_CTRL_ENABLE);
+  }
 
   // ---- for IommuCore ----
 
@@ -204,10 +318,15 @@ export class IommuGroup {
       rids.add(rid);
       return 0;
     });
-    const member = { fn, rids: [...rids], reason, reserved };
+    const member: Member = { fn, rids: [...rids], reason, reserved, resets: 0, isBlocked: false };
     if (this.unit !== undefined) {
+      this.#enable(member, this.unit);
       this.#mapDirect(this.defaultDomain, reserved);
       this.#enter(member, this.domain);
+      for (const [pasid, domain] of this.#pasidsOf(member, this.unit)) {
+        domain.attachDevice(this.unit);
+        domain.programPasid(this.unit, member.rids, pasid);
+      }
     }
     this.#members.set(fn, member);
     traceAdd.fire(() => ({ gid: this.id, device: fn.name, why: reason }));
@@ -221,10 +340,17 @@ export class IommuGroup {
     if (this.unit !== undefined) {
       const unit = this.unit;
       const others = new Set([...this.#members.values()].flatMap(({ rids }) => rids));
-      blockedDomain(unit).program(
-        unit,
-        member.rids.filter((rid) => !others.has(rid)),
-      );
+      const gone = member.rids.filter((rid) => !others.has(rid));
+      const pasids = this.#pasidsOf(member, unit);
+      if (!member.isBlocked) {
+        for (const [pasid, domain] of pasids) domain.unprogramPasid(unit, gone, pasid);
+        blockedDomain(unit).program(unit, gone, this.domain);
+      } else this.#inReset--;
+      for (const [, domain] of pasids) domain.detachDevice(unit);
+      for (const rid of gone) {
+        unit.clearContext(rid);
+        unit.devices.forget(rid);
+      }
       this.domain.detachDevice(unit);
     }
     traceRemove.fire(() => ({ gid: this.id, device: fn.name }));
@@ -233,7 +359,9 @@ export class IommuGroup {
   /** Another default domain, chosen while nobody uses the group. The old one is freed. EBUSY: somebody does. */
   changeDefaultDomain(domain: Domain): void {
     const old = this.defaultDomain;
-    if (this.#ownerCount > 0 || this.#domain !== old) throw new Errno('EBUSY', `group ${this.id} is in use`);
+    if (this.#ownerCount > 0 || this.#domain !== old || this.#inReset > 0) {
+      throw new Errno('EBUSY', `group ${this.id} is in use`);
+    }
     for (const { reserved } of this.#members.values()) this.#mapDirect(domain, reserved);
     this.#move(domain);
     this.#defaultDomain = domain;
@@ -256,20 +384,21 @@ export class IommuGroup {
     this.#ownerCount = 1;
   }
 
-  #move(next: Domain): void {
+  #move(next: Domain, isForced = false): void {
     const unit = this.unit;
     const old = this.#domain;
     if (unit === undefined || old === undefined) throw new Errno('EINVAL', `group ${this.id} has no IOMMU`);
     if (old === next) return;
+    if (this.#inReset > 0 && !isForced) throw new Errno('EBUSY', `a member of group ${this.id} is in reset`);
     const moved: Member[] = [];
     try {
       for (const member of this.#members.values()) {
-        this.#enter(member, next);
+        this.#enter(member, next, old);
         moved.push(member);
       }
     } catch (error) {
-      for (const { rids } of moved) {
-        old.program(unit, rids);
+      for (const member of moved) {
+        if (!member.isBlocked) old.program(unit, member.rids, next);
         next.detachDevice(unit);
       }
       throw error;
@@ -283,15 +412,15 @@ export class IommuGroup {
   /** As `#move`, to a domain that took the members before: cannot fail. */
   #moveBack(domain: Domain): void {
     try {
-      this.#move(domain);
+      this.#move(domain, true);
     } catch (error) {
       // Nothing else is as safe: the members are blocked, as the kernel does when a move must succeed and does not.
-      this.#move(blockedDomain(this.#hardware(this.unit)));
+      this.#move(blockedDomain(this.#hardware(this.unit)), true);
       if (!(error instanceof Errno)) throw error;
     }
   }
 
-  #enter({ fn, rids, reserved }: Member, domain: Domain): void {
+  #enter({ fn, rids, reserved, isBlocked }: Member, domain: Domain, old?: Domain): void {
     const unit = this.#hardware(this.unit);
     if (domain.kind === 'blocked' && reserved.some(({ type }) => type === 'direct')) {
       throw new Errno(
@@ -300,7 +429,7 @@ export class IommuGroup {
       );
     }
     domain.attachDevice(unit);
-    domain.program(unit, rids);
+    if (!isBlocked) domain.program(unit, rids, old);
     traceAttach.fire(() => ({ device: fn.name, group: this.id, kind: domain.kind }));
   }
 
@@ -334,7 +463,20 @@ export class IommuGroup {
   }
 }
 
-/** PASIDs that `fn` can use behind `unit`: 0 when either has none, else a power of two. */
-export function maxPasids(_fn: PciFunction, _unit: IommuUnit | undefined): number {
-  return 0;
+/** PASIDs that `fn` can use behind `unit`: 0 when either has none, else a power of two. A virtual function has its parent's. */
+export function maxPasids(fn: PciFunction, unit: IommuUnit | undefined): number {
+  if (unit === undefined || unit.mode !== 'scalable' || unit.capabilities.pasidBits === 0) return 0;
+  const { config } = fn.physfn ?? fn;
+  const at = config.findExtended(reg.PCI_EXT_CAP_ID_PASID);
+  if (at === 0) return 0;
+  return 2 ** Math.min((config.get(at + reg.PCI_PASID_CAP, 2) >> 8) & 0x1f, unit.capabilities.pasidBits);
+}
+
+function hasAts(fn: PciFunction): boolean {
+  return fn.config.findExtended(reg.PCI_EXT_CAP_ID_ATS) !== 0;
+}
+
+function switchOn(fn: PciFunction, capability: number, control: number, enable: number): void {
+  const at = fn.config.findExtended(capability);
+  if (at !== 0) fn.config.write(at + control, 2, fn.config.read(at + control, 2) | enable);
 }

@@ -96,6 +96,12 @@ export class IommuCore {
     return this.#groupOf.get(f);
   }
 
+  /** The group whose member's requests arrive at `unit` under this requester id. */
+  groupOfRid(unit: IommuUnit, rid: number): IommuGroup | undefined {
+    for (const group of this.#groups.values()) if (group.unit === unit && group.hasRid(rid)) return group;
+    return undefined;
+  }
+
   /** In the order of their ids. */
   groups(): IommuGroup[] {
     return [...this.#groups.values()].sort((a, b) => a.id - b.id);
