@@ -188,16 +188,18 @@ export class Domain {
   }
 
   /** No unit uses anything any more that was unmapped before. */
-  synchronise(): void 
+  synchronise(): void {
     if (!this.#isStale) return;
     this.#isStale = false;
     this.#flushAll();
     this.table?.releaseTables();
+  }
 
   /** The physical page behind `page`, -1 when it is not mapped. */
-  physicalOf(page: number): number 
+  physicalOf(page: number): number {
     if (this.table !== undefined) return this.table.walk(page);
     return this.kind === 'identity' ? page : -1;
+  }
 
   /** The leaf behind `page`, for tests and the inspector. */
   leafAt(page: number): Leaf | undefined {
@@ -214,7 +216,7 @@ export class Domain {
    * Makes all DMA through this domain coherent, also what devices mark no-snoop. False: a unit cannot, or something was mapped
    * before (those leaves would not do it). Once true it stays so.
    */
-  enforceCacheCoherency(): boolean 
+  enforceCacheCoherency(): boolean {
     if (this.#enforcesCoherency) return true;
     if (this.table === undefined || !this.unit.canEnforceCoherency) return false;
     for (const unit of this.#holds.keys()) if (!unit.canEnforceCoherency) return false;
@@ -223,12 +225,14 @@ export class Domain {
     // Leaves of a first stage have no such bit: the PASID entries have it, those that exist too.
     if (this.stage === 'first') this.#reprogram();
     return true;
+  }
 
-  get isDirtyTracking(): boolean 
+  get isDirtyTracking(): boolean {
     return this.#isDirtyTracking;
+  }
 
   /** Starts or stops dirty bits in the leaves. EOPNOTSUPP: the domain was not made for it. EINVAL: an attached unit cannot. */
-  setDirtyTracking(on: boolean): void 
+  setDirtyTracking(on: boolean): void {
     if (this.options.hasDirtyTracking !== true) {
       throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
     }
@@ -239,6 +243,7 @@ export class Domain {
     this.#isDirtyTracking = on;
     this.#reprogram();
     for (const child of this.#children) child.#reprogram();
+  }
 
   /**
    * Visits the leaves of a range that were written through since it was cleared last; `isCleared` forgets it. Without `visit` bits
@@ -267,23 +272,26 @@ export class Domain {
    * Of `nested`: the guest has changed its tables for `count` pages from `firstPage` (of a 64-bit address); Infinity: all. The IOTLB
    * and device TLBs forget what they hold of them.
    */
-  invalidateFirstStage(firstPage: number, count: number): void 
+  invalidateFirstStage(firstPage: number, count: number): void {
     if (this.kind !== 'nested') throw new Errno('EINVAL', `a domain of kind ${this.kind} has no guest's tables`);
     if (count === Infinity) this.#flushAll();
     else this.#flush(firstPage, firstPage + count - 1);
+  }
 
   /** Whether devices behind `unit` can be attached. */
-  isCompatible(unit: IommuUnit): boolean 
+  isCompatible(unit: IommuUnit): boolean {
     return this.#obstacle(unit) === undefined;
+  }
 
   /** Gives the tables back. EBUSY while attached. */
-  free(): void 
+  free(): void {
     if (this.attachments > 0) throw new Errno('EBUSY', `the domain is still attached to ${this.attachments} groups`);
     if (this.#isFree) return;
     if (this.#children.size > 0) throw new Errno('EBUSY', `${this.#children.size} domains are nested on this one`);
     this.#isFree = true;
     if (this.parent !== undefined) this.parent.#children.delete(this);
     this.table?.destroy();
+  }
 
   // ---- for groups ----
 
@@ -311,7 +319,7 @@ export class Domain {
   }
 
   /** Points the contexts of these requesters here; they leave the domain where they were, if any. */
-  program(unit: IommuUnit, rids: readonly number[], from?: Domain): void 
+  program(unit: IommuUnit, rids: readonly number[], from?: Domain): void {
     for (const rid of rids) {
       if (from !== undefined) from.#attached.remove(unit, rid, -1);
       if (this.kind === 'blocked') {
@@ -330,19 +338,22 @@ export class Domain {
         unit.devices.invalidate(rid, { pasid: -1, isAllPasids: false, firstPage: 0, order: ALL_PAGES_ORDER });
       }
     }
+  }
 
   /** Points a PASID of these requesters here; it leaves the domain where it was, if any. */
-  programPasid(unit: IommuUnit, rids: readonly number[], pasid: number, from?: Domain): void 
+  programPasid(unit: IommuUnit, rids: readonly number[], pasid: number, from?: Domain): void {
     for (const rid of rids) {
       if (from !== undefined) from.#leavePasid(unit, rid, pasid);
       if (this.kind === 'blocked') continue;
       unit.setPasidEntry(rid, pasid, this.#entry(unit));
       if (this.#hasDid) this.#attached.add(unit, rid, pasid);
     }
+  }
 
   /** Takes a PASID of these requesters away. */
-  unprogramPasid(unit: IommuUnit, rids: readonly number[], pasid: number): void 
+  unprogramPasid(unit: IommuUnit, rids: readonly number[], pasid: number): void {
     for (const rid of rids) this.#leavePasid(unit, rid, pasid);
+  }
 
   /** The order of VT-d 6.5.3.4: entry away, PASID cache, IOTLB, device TLB. */
   #leavePasid(unit: IommuUnit, rid: number, pasid: number): void {
