@@ -28,6 +28,7 @@ import { Drivers, waitFor } from './drivers.ts';
 import { type FunctionConfig, fullAddress, type HostConfig, HostFileError, parseFunction } from './host-file.ts';
 import { Interrupts } from './interrupts.ts';
 import { DeviceNodes, KVM_MINOR, MISC_MAJOR, type NodeStat } from './nodes.ts';
+import { MAY_READ, MAY_WRITE, permit } from './permissions.ts';
 import { parseAddress, placeFunction, placeFunctions } from './place-functions.ts';
 import type { Platform } from './platform.ts';
 import { type DescriptorSource, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
@@ -42,7 +43,10 @@ type Opener = (caller: Process) => File;
 
 const O_ACCMODE = 3;
 const O_RDONLY = 0;
+const X_OK = 1;
 const O_CREAT = 0o100;
+/** By access mode: O_RDONLY, O_WRONLY, O_RDWR, and the one that only ioctls are made with. */
+const wantedBy = [MAY_READ, MAY_WRITE, MAY_READ | MAY_WRITE, MAY_READ | MAY_WRITE];
 
 export class Machine {
   readonly config: HostConfig;
@@ -309,7 +313,12 @@ export class Machine {
    * EACCES: the file cannot be opened that way.
    */
   open(caller: Process, path: string, flags: number): File | undefined {
-    if (path.startsWith('/dev/')) return this.#nodes.find(path)?.open(caller);
+    const wanted = wantedBy[flags & O_ACCMODE]!;
+    if (path.startsWith('/dev/')) {
+      const node = this.#nodes.find(path);
+      if (node !== undefined) this.#permit(caller, path, wanted);
+      return node?.open(caller);
+    }
     const found = this.tree.resolve(path);
     if (found === undefined && (flags & O_CREAT) !== 0) {
       const folder = this.tree.resolve(path.slice(0, path.lastIndexOf('/')));
@@ -322,16 +331,27 @@ export class Machine {
       if (access === O_RDONLY) return undefined;
       throw new Errno('EACCES', `${found.path} cannot be written`);
     }
+    this.#permit(caller, found.path, wanted);
     if (access !== O_RDONLY && attribute.store === undefined)
       throw new Errno('EACCES', `${found.path} cannot be written`);
     if (access === O_RDONLY && attribute.show === undefined) throw new Errno('EACCES', `${found.path} cannot be read`);
     return new AttributeFile(found.path, attribute, () => this.tree.refresh(found.path));
   }
 
-  /** Whether `caller` may reach a node in this way (R_OK and so on). Undefined: not the machine's. ENOENT. */
-  access(_caller: Process, path: string, _mode: number): boolean | undefined {
+  /** Whether `caller` may reach a node in this way (R_OK and so on). Undefined: not the machine's. ENOENT, EACCES. */
+  access(caller: Process, path: string, mode: number): boolean | undefined {
     if (!path.startsWith('/dev/')) return undefined;
-    return this.#nodes.find(path) === undefined ? undefined : true;
+    if (this.#nodes.find(path) === undefined) return undefined;
+    if ((mode & X_OK) !== 0) throw new Errno('EACCES', 'a device node cannot be executed');
+    if (mode !== 0) this.#permit(caller, path, mode);
+    return true;
+  }
+
+  /** EACCES: the file's owner and mode forbid it. */
+  #permit(caller: Process, path: string, wanted: number): void {
+    const owner = this.#platform.ownershipOf?.(path);
+    const credentials = owner === undefined ? undefined : caller.rights?.credentials?.bind(caller.rights);
+    if (owner !== undefined && credentials !== undefined) permit(path, owner, wanted, credentials);
   }
 
   /** What is held at this moment; all zero when no program holds anything. */
@@ -341,7 +361,7 @@ export class Machine {
 
   /** What stat says of a node. Undefined: not the machine's. ENOENT. */
   stat(path: string, uid: number): NodeStat | undefined {
-    return this.#nodes.stat(path, uid);
+    return this.#nodes.stat(path, uid, this.#platform.ownershipOf?.(path));
   }
 
   /** Functions in bus order, for lists. */

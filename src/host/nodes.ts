@@ -2,9 +2,10 @@
  * The device nodes: /dev/iommu, /dev/vfio/vfio, a group's node, a device's node. What they are called, what stat says of them,
  * and what opening them gives.
  *
- * Everybody may use the nodes of his own box: they belong to the user who asks. That is what an administrator's chown does.
+ * They belong to the user who runs the box, who may give them away by chown and chmod.
  */
 import { Errno } from '../lib/errno.ts';
+import type { Ownership } from './permissions.ts';
 import type { SysfsTree } from './sysfs/tree.ts';
 
 export interface NodeStat {
@@ -47,7 +48,7 @@ export class DeviceNodes<T> {
 
   add(path: string, major: number, minor: number, mode: number, open: T): void {
     this.#nodes.set(path, { major, minor, mode, open });
-    this.#tree.node(path);
+    this.#tree.node(path, mode);
   }
 
   /** A folder that is there also without nodes in it. */
@@ -73,13 +74,14 @@ export class DeviceNodes<T> {
     return undefined;
   }
 
-  stat(path: string, uid: number): NodeStat | undefined {
+  /** `owner`: whose it is; else the user who asks, with the mode that it was made with. */
+  stat(path: string, uid: number, owner: Ownership | undefined): NodeStat | undefined {
     const node = this.find(path);
     if (node === undefined) return undefined;
     return {
-      mode: S_IFCHR | node.mode,
-      uid,
-      gid: uid,
+      mode: S_IFCHR | ((owner?.mode ?? node.mode) & 0o7777),
+      uid: owner?.uid ?? uid,
+      gid: owner?.gid ?? uid,
       major: node.major,
       minor: node.minor,
       nlink: 1,

@@ -3,6 +3,7 @@ import type { AllocateShared } from '../hw/memory/backing.ts';
 import type { Clock } from '../hw/pci/clock.ts';
 import type { CharacterBackend, DeviceModel } from '../hw/pci/device-model.ts';
 import type { DmaMiss } from './demand-upstream.ts';
+import type { Ownership } from './permissions.ts';
 
 export interface Platform {
   readonly clock: Clock;
@@ -11,6 +12,10 @@ export interface Platform {
   log(text: string): void;
   /** Seed of everything random in the machine; without one each run differs. */
   readonly seed?: number | undefined;
+  /**
+   * Whose a node or live file is, and its mode, as chown and chmod left it. Without it everybody may open everything.
+   */
+  readonly ownershipOf?: ((path: string) => Ownership | undefined) | undefined;
   /** Opens what a character device talks to; without it such a device talks to nobody. */
   readonly openCharacter?: (target: string) => CharacterBackend;
   /** Device models beside those of the catalog, by name. */

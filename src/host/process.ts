@@ -9,6 +9,7 @@ import type { File, NewDescriptor } from '../kernel/core/file.ts';
 import type { Mm } from '../kernel/core/mm.ts';
 import type { Capability, EventContext, MemoryFile, Task } from '../kernel/core/task.ts';
 import { Errno } from '../lib/errno.ts';
+import type { Credentials } from './permissions.ts';
 
 export interface DescriptorSource {
   /** EBADF; a descriptor that is not the machine's gives a `ForeignFile`. */
@@ -22,6 +23,8 @@ export interface ProcessRights {
   /** RLIMIT_MEMLOCK in bytes, Infinity for none. */
   memlockLimit(): number;
   readonly uid: number;
+  /** As of this moment; absent: those of the user who runs the machine. */
+  credentials?(): Credentials;
 }
 
 export interface ProcessIdentity {

@@ -33,6 +33,7 @@ export {
 export { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Poller, type PollSource } from './poller.ts';
 export {
   capabilities,
+  credentials,
   findMapping,
   type Mapping,
   memlockLimit,

@@ -242,6 +242,27 @@ export function capabilities(pid: number): bigint {
   return BigInt(region.u32[at]!) | (BigInt(region.u32[at + 3]!) << 32n);
 }
 
+const CAP_DAC_OVERRIDE = 1n;
+
+/**
+ * What a process opens files with at this moment: user, groups, and whether it is root that may pass over permissions. `uid` is for a
+ * process that is gone already.
+ */
+export function credentials(pid: number, uid: number): { uid: number; groups: number[]; overrides: boolean } {
+  let status: string;
+  try {
+    status = readFileSync(`/proc/${pid}/status`, 'utf8');
+  } catch {
+    return { uid, groups: [], overrides: false };
+  }
+  const numbers = (name: string): number[] =>
+    (new RegExp(`^${name}:(.*)$`, 'm').exec(status)?.[1] ?? '').trim().split(/\s+/).filter(Boolean).map(Number);
+  const [, , , user = uid] = numbers('Uid');
+  const [, , , group = -1] = numbers('Gid');
+  const overrides = user === 0 && ((capabilities(pid) >> CAP_DAC_OVERRIDE) & 1n) === 1n;
+  return { uid: user, groups: [group, ...numbers('Groups')], overrides };
+}
+
 /** Short name of a process's program. */
 export function programName(pid: number): string {
   try {

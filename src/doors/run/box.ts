@@ -1,7 +1,7 @@
 /**
  * One box: a machine, its door for programs, its loop. Composed here and run in one thread.
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Blocked, explainDma, type HostConfig, type Invariants, Machine } from '../../host/index.ts';
 import {
@@ -80,6 +80,7 @@ export class Box {
       allocateShared: (name, length) => this.#allocate(name, length),
       log: (text) => say(`vfiobox: ${text}\n`),
       seed: options.seed,
+      ownershipOf: (path) => this.#tree.ownership(path),
       openCharacter: (target) => openCharacter(this.#loop, target),
     });
     this.#handles = new Handles(this.#loop, {
@@ -113,6 +114,7 @@ export class Box {
     this.machine.tree.attach(this.#tree);
     const socket = join(folder, 'socket');
     this.#connections = new Connections(this.#loop, door, processes, socket);
+    if (process.getuid?.() === 0) chmodSync(socket, 0o666);
     const prefixes = existingPrefixes(this.machine.prefixes, folder).sort((a, b) => b.length - a.length);
     const stop = createEventfd();
     this.#stopSlot = this.#loop.add(stop, { ready: () => readEventfd(stop) > 0 && this.#loop.stop() });

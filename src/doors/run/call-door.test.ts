@@ -173,6 +173,12 @@ function makeDoor(name: string) {
       if (path === '/dev/vfio/busy') throw new Errno('EBUSY', 'somebody has it');
       return path.startsWith('/dev/vfio/') ? new TestFile(path) : undefined;
     },
+    access: (_caller: Process, path: string, mode: number) => {
+      if (path === '/dev/vfio/gone') throw new Errno('ENOENT', 'no such node');
+      if (!path.startsWith('/dev/vfio/')) return undefined;
+      if ((mode & 1) !== 0) throw new Errno('EACCES', 'a device node cannot be executed');
+      return true;
+    },
     stat: (path: string) => {
       if (path === '/dev/vfio/gone') throw new Errno('ENOENT', 'no such node');
       if (!path.startsWith('/dev/vfio/')) return undefined;

@@ -52,7 +52,6 @@ import {
 import type { CallRecord } from './reporter.ts';
 
 const CHUNK = 2 ** 20;
-const X_OK = 1;
 const TASK_END = 2 ** 47;
 const STATUS = /^\/proc\/(\d+)\/status$/;
 
@@ -208,10 +207,7 @@ export class CallDoor {
       case OP_NAME:
         return this.#text(this.#handle().file.path);
       case OP_ACCESS: {
-        const stat = this.#machine.stat(this.#path(payload), program.uid);
-        if (stat === undefined) return PASS;
-        if ((q[4]! & X_OK) !== 0) throw new Errno('EACCES', 'a device node cannot be executed');
-        return 0;
+        return this.#machine.access(program.process, this.#path(payload), q[4]!) === undefined ? PASS : 0;
       }
       default:
         throw new Error(`Operation ${q[0]} has no handler`);

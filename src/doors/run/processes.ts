@@ -7,6 +7,7 @@ import { Errno } from '../../lib/errno.ts';
 import {
   capabilities,
   closeDescriptor,
+  credentials,
   type Mapping,
   memlockLimit,
   openMapped,
@@ -141,6 +142,7 @@ export class Processes {
         // Who runs a box administers its machine; what it may lock is the real process's affair.
         capability !== 'CAP_IPC_LOCK' || ((capabilities(pid) >> CAP_IPC_LOCK) & 1n) === 1n,
       memlockLimit: () => memlockLimit(pid),
+      credentials: () => credentials(pid, uid),
     };
     const process = this.#machine.createProcess(identity, memory, this.#descriptors, rights);
     return { key, pid, uid, process, memory, raw, connections: 0 };

@@ -5,7 +5,7 @@
  * exit status: the program's own, 128+N when signal N ended it, 125 when the box could not do its part.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { accessSync, constants, mkdtempSync, rmSync, writeSync } from 'node:fs';
+import { accessSync, chmodSync, constants, mkdtempSync, rmSync, writeSync } from 'node:fs';
 import { constants as os, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { isatty } from 'node:tty';
@@ -128,7 +128,10 @@ function makeFolder(): string {
   let code: string | undefined;
   for (const base of bases) {
     try {
-      return mkdtempSync(join(base, 'vfiobox-'));
+      const folder = mkdtempSync(join(base, 'vfiobox-'));
+      // Programs that root starts as other users must reach the box; what they may open there is a matter of owners and modes.
+      if (process.getuid?.() === 0) chmodSync(folder, 0o711);
+      return folder;
     } catch (error) {
       code ??= (error as NodeJS.ErrnoException).code;
     }

@@ -25,7 +25,7 @@ test('the tree appears as folders, files, links and nodes, follows changes, and 
   tree.directory('/sys/bus', 0o755);
   tree.file('/sys/bus/vendor', 0o444, bytes('0x1234\n'));
   tree.symlink('/sys/bus/driver', '../drivers/vfio-pci');
-  tree.node('/sys/bus/node');
+  tree.node('/sys/bus/node', 0o600);
   assert.equal(readFileSync(join(root, 'sys/bus/vendor'), 'utf8'), '0x1234\n');
   assert.equal(lstatSync(join(root, 'sys/bus/vendor')).mode & 0o777, 0o444);
   assert.equal(readlinkSync(join(root, 'sys/bus/driver')), '../drivers/vfio-pci');
@@ -33,7 +33,7 @@ test('the tree appears as folders, files, links and nodes, follows changes, and 
 
   tree.file('/sys/bus/vendor', 0o444, bytes('0x8086\n'));
   tree.symlink('/sys/bus/driver', '../drivers/other');
-  tree.node('/sys/bus/node');
+  tree.node('/sys/bus/node', 0o600);
   assert.equal(readFileSync(join(root, 'sys/bus/vendor'), 'utf8'), '0x8086\n');
   assert.equal(readlinkSync(join(root, 'sys/bus/driver')), '../drivers/other');
   assert.deepEqual(readdirSync(join(root, 'sys/bus')).sort(), ['driver', 'node', 'vendor']);

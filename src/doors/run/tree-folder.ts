@@ -1,5 +1,15 @@
 /** The generated sysfs tree as files below a folder: what is mounted over the real one, or what paths are rewritten to. */
-import { mkdirSync, renameSync, rmdirSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  lstatSync,
+  mkdirSync,
+  renameSync,
+  rmdirSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import type { TreeWriter } from '../../host/index.ts';
 import { makeSocketNode } from '../../sys/index.ts';
 
@@ -39,10 +49,17 @@ export class TreeFolder implements TreeWriter {
     symlinkSync(target, this.#root + path);
   }
 
-  node(path: string): void {
+  node(path: string, mode: number): void {
     if (this.#present.has(path)) return;
     this.#present.add(path);
     makeSocketNode(this.#root + path);
+    chmodSync(this.#root + path, mode);
+  }
+
+  /** Whose a path is now, and its permissions; undefined: it is not there. */
+  ownership(path: string): { uid: number; gid: number; mode: number } | undefined {
+    const stat = lstatSync(this.#root + path, { throwIfNoEntry: false });
+    return stat === undefined ? undefined : { uid: stat.uid, gid: stat.gid, mode: stat.mode & 0o7777 };
   }
 
   remove(path: string): void {

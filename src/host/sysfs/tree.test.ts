@@ -22,7 +22,7 @@ test('a writer gets the whole tree, parents first, and then every change', () =>
   const { writer, lines } = recorder();
   const stop = tree.attach(writer);
   assert.deepEqual(lines, ['d /sys', 'd /sys/a', 'f /sys/a/b 444 one']);
-  tree.node('/dev/x');
+  tree.node('/dev/x', 0o600);
   tree.remove('/sys/a');
   stop();
   tree.file('/sys/c', '');

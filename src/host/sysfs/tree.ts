@@ -21,15 +21,15 @@ export type TreeNode =
   | { readonly kind: 'directory'; readonly children: Map<string, TreeNode> }
   | { readonly kind: 'file'; content: Uint8Array; readonly attribute: Attribute | undefined; readonly mode: number }
   | { readonly kind: 'symlink'; readonly target: string }
-  | { readonly kind: 'node' };
+  | { readonly kind: 'node'; readonly mode: number };
 
 /** Whoever mirrors the tree, e.g. into a folder. Paths are absolute (`/sys/bus/pci/…`). Parents come before children. */
 export interface TreeWriter {
   directory(path: string, mode: number): void;
   file(path: string, mode: number, content: Uint8Array): void;
   symlink(path: string, target: string): void;
-  /** The place of a character device: any inode that cannot be opened. */
-  node(path: string): void;
+  /** The place of a character device: any inode that cannot be opened. Its owner and mode are the device's. */
+  node(path: string, mode: number): void;
   /** The path and everything below it. */
   remove(path: string): void;
 }
@@ -86,8 +86,8 @@ export class SysfsTree {
     this.symlink(path, [...from.slice(same).map(() => '..'), ...target.slice(same)].join('/'));
   }
 
-  node(path: string): void {
-    this.#put(path, { kind: 'node' });
+  node(path: string, mode: number): void {
+    this.#put(path, { kind: 'node', mode });
   }
 
   /** Mirrors a live file's present bytes again. Nothing happens for a path that is not a live file. */
@@ -202,6 +202,6 @@ export class SysfsTree {
     if (node.kind === 'directory') writer.directory(path, 0o755);
     else if (node.kind === 'file') writer.file(path, node.mode, node.content);
     else if (node.kind === 'symlink') writer.symlink(path, node.target);
-    else writer.node(path);
+    else writer.node(path, node.mode);
   }
 }
