@@ -48,7 +48,7 @@ struct reply {
 	uint32_t kind, seq;
 	int64_t ret;
 	int32_t fdoff;
-	uint32_t flags, length, zero;
+	uint32_t flags, length, where;
 };
 /* One exchange. `out` is sent from where it is, the answer's payload lands in `in`. */
 struct call {

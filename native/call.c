@@ -309,6 +309,7 @@ int64_t box_call(struct call *c)
 	c->fd = c->keep = -1;
 	c->got = 0;
 	c->r.fdoff = -2;
+	c->r.flags = 0;
 	if (unlikely(mine.busy)) {
 		/* In a signal handler that came during an exchange; or that exchange was left by longjmp and its frame is gone. */
 		stack_t st = {0};

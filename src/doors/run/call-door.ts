@@ -26,6 +26,7 @@ import type { Program } from './processes.ts';
 import {
   DESCRIPTOR_IS_RESULT,
   FLAG_CLOSE_ON_EXEC,
+  FLAG_NAMES_DESCRIPTOR,
   KIND_ANSWER,
   KIND_ASK,
   LONGEST_PAYLOAD,
@@ -94,6 +95,7 @@ export class CallDoor {
   #fdoff = NO_DESCRIPTOR;
   #flags = 0;
   #length = 0;
+  #where = 0;
   /** The program's end of a new handle (closed after sending), or a memory's descriptor (kept). */
   #descriptor = -1;
   #isDescriptorOurs = false;
@@ -130,6 +132,7 @@ export class CallDoor {
     this.#fdoff = NO_DESCRIPTOR;
     this.#flags = 0;
     this.#length = 0;
+    this.#where = 0;
     this.#why = undefined;
     const op = this.#q[0]!;
     if (op < OP_OPEN || op > OP_ACCESS || op === OP_FDS) return 'broken';
@@ -157,7 +160,10 @@ export class CallDoor {
       this.#fdoff = NO_DESCRIPTOR;
       this.#length = 0;
     }
-    if (op === OP_IOCTL) this.#length = program.memory.closeWindow();
+    if (op === OP_IOCTL) {
+      this.#length = program.memory.closeWindow();
+      if (this.#descriptors.fetchedHandle >= 0) this.#giveHint(payload);
+    }
     const isPassed = result === PASS && (op === OP_OPEN || op === OP_STAT || op === OP_ACCESS);
     if (this.#reports.call !== undefined && !isPassed) this.#reports.call(this.#describe(program, result));
     return this.#answer(fd, result);
@@ -220,12 +226,31 @@ export class CallDoor {
     const low = q[6]!;
     const high = q[7]!;
     program.memory.openWindow(low + high * 0x1_0000_0000, payload);
+    if (q[11] !== 0) this.#takeHint();
     const result = file.ioctl(program.process, q[4]!, BigInt(low) | (BigInt(high) << 32n));
     if (typeof result === 'number') return result;
     this.#give(result.file, program, result.closeOnExec);
     if (result.offset === undefined) return 0;
     this.#fdoff = result.offset;
     return 0;
+  }
+
+  /** The library has looked up a descriptor that the argument names. */
+  #takeHint(): void {
+    const q = this.#q;
+    const handle = this.#handles.get(wide(q[8]!, q[9]!));
+    if (handle !== undefined) this.#descriptors.told(q[10]!, handle.file);
+  }
+
+  /** Tells the library where the argument names a descriptor, so that it need not be fetched the next time. */
+  #giveHint(payload: number): void {
+    const number = this.#descriptors.fetchedHandle;
+    for (let at = 0; at + 4 <= payload; at += 4) {
+      if (this.#q[(REQUEST_HEADER + at) >>> 2] !== number) continue;
+      this.#flags |= FLAG_NAMES_DESCRIPTOR;
+      this.#where = at;
+      return;
+    }
   }
 
   /** A register read of 1 to 64 bytes lands in the reply directly; longer ones go through a piece of memory. */
@@ -424,7 +449,7 @@ export class CallDoor {
     r[4] = this.#fdoff;
     r[5] = this.#flags;
     r[6] = this.#length;
-    r[7] = 0;
+    r[7] = this.#where;
     const total = REPLY_HEADER + this.#length;
     if (this.#descriptor < 0) return send(fd, this.reply.address, total) === total ? 'answered' : 'broken';
     const descriptors = this.#keep < 0 ? [this.#descriptor] : [this.#descriptor, this.#keep];

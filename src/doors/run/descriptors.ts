@@ -39,6 +39,11 @@ export class FetchedDescriptors implements DescriptorSource {
   readonly #loop: EventLoop;
   readonly #findHandle: FindHandle;
   #fetched = new Map<number, number>();
+  /** A descriptor of which the program's library says which file of the box it is; -1: none. */
+  #toldNumber = -1;
+  #toldFile: File | undefined;
+  /** The last descriptor that had to be fetched and was a file of the box; -1: none. */
+  fetchedHandle = -1;
   /** Made by the present run of the call: closed if it is interrupted. */
   #made: { close(): void }[] = [];
 
@@ -50,7 +55,16 @@ export class FetchedDescriptors implements DescriptorSource {
   /** A run of a call begins, with these copies. */
   begin(fetched: Map<number, number>): void {
     this.#fetched = fetched;
+    this.#toldNumber = -1;
+    this.#toldFile = undefined;
+    this.fetchedHandle = -1;
     if (this.#made.length > 0) this.#made = [];
+  }
+
+  /** The program's descriptor `number` is this file. */
+  told(number: number, file: File): void {
+    this.#toldNumber = number;
+    this.#toldFile = file;
   }
 
   /** The run was interrupted: what it resolved so far is given back. */
@@ -60,8 +74,12 @@ export class FetchedDescriptors implements DescriptorSource {
   }
 
   file(descriptor: number): File {
+    if (descriptor === this.#toldNumber && descriptor >= 0) return this.#toldFile!;
     const fd = this.#fetch(descriptor);
-    return this.#findHandle(fd) ?? new ForeignFile(linkOf(fd));
+    const file = this.#findHandle(fd);
+    if (file === undefined) return new ForeignFile(linkOf(fd));
+    this.fetchedHandle = descriptor;
+    return file;
   }
 
   eventfd(descriptor: number): EventContext {

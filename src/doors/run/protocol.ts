@@ -23,6 +23,8 @@ export const KIND_ASK = 1;
 export const NO_DESCRIPTOR = -2;
 export const DESCRIPTOR_IS_RESULT = -1;
 export const FLAG_CLOSE_ON_EXEC = 1;
+/** The last word of the header is the byte of the argument at which this request names a descriptor of the box. */
+export const FLAG_NAMES_DESCRIPTOR = 2;
 
 export const REQUEST_HEADER = 48;
 export const REPLY_HEADER = 32;
