@@ -35,10 +35,10 @@ export class AttributeFile extends File {
     return part.length;
   }
 
-  override write(_task: Task, from: Uint8Array, position: number): number {
+  override write(task: Task, from: Uint8Array, position: number): number {
     if (this.#attribute.store === undefined) throw new Errno('EIO', `${this.path} cannot be written`);
     try {
-      return this.#attribute.store(from, position);
+      return this.#attribute.store(from, position, task);
     } catch (error) {
       if (error instanceof Blocked) error.onEnd(() => this.#written());
       throw error;

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Blocked } from '../kernel/core/blocked.ts';
-import { refusal, TestEventfd, type TestTask } from '../kernel/core/test-task.ts';
+import { refusal, TestEventfd, TestTask } from '../kernel/core/test-task.ts';
 import * as uapi from '../uapi/vfio.ts';
 import type { FunctionConfig } from './host-file.ts';
 import { HostFileError } from './host-file.ts';
@@ -282,4 +282,53 @@ test('reset_method: the order of the methods, none, all again; EINVAL changes no
   assert.equal(host.read(path).trim(), all);
   assert.equal(host.write(`${PCI}/0000:01:00.0/reset`, '1'), 2);
   assert.equal(host.write(`${PCI}/0000:01:00.0/reset`, '2'), 'EINVAL');
+});
+
+test('type of a group: EINVAL for other words, EPERM while a host driver or a user has it, DMA to DMA-FQ always; DMA goes as it says', () => {
+  const host = new TestHost([
+    ...board,
+    { at: '00:05.0', model: 'testdev', untrusted: true },
+    { at: '00:06.0', model: 'testdev' },
+  ]);
+  const path = (name: string): string => `/sys/kernel/iommu_groups/${host.groupId(name)}/type`;
+  const port = path('0000:00:01.0');
+  assert.equal(host.read(port), 'DMA-FQ\n');
+  assert.equal(host.write(port, 'dma'), 'EINVAL');
+  assert.equal(host.write(port, ''), 'EINVAL');
+  const { file } = host.open(host.task(), port, 1);
+  const stranger = new TestTask({ capabilities: ['CAP_SYS_ADMIN'] });
+  assert.equal(
+    refusal(() => file.write(stranger, Uint8Array.of(65), 0)),
+    'EACCES',
+  );
+  assert.equal(
+    host.write(port, 'identity'),
+    9,
+    'a port does no DMA of its own, and its driver does not hold the group',
+  );
+  assert.equal(host.read(port), 'identity\n');
+  const untrusted = path('0000:00:05.0');
+  assert.equal(host.write(untrusted, 'identity'), 'EINVAL', 'T-23: who is not trusted is translated');
+  const free = path('0000:00:06.0');
+  const fn = host.fn('0000:00:06.0');
+  fn.config.write(4, 2, 6);
+  const page = host.task().memory.map(4096);
+  assert.notEqual(fn.dma.read(BigInt(page), new Uint8Array(4)), undefined);
+  for (const [word, shown] of [
+    ['DMA', 'DMA\n'],
+    ['DMA-FQ', 'DMA-FQ\n'],
+    ['auto', 'DMA-FQ\n'],
+  ] as const) {
+    assert.equal(host.write(free, word), word.length + 1);
+    assert.equal(host.read(free), shown);
+  }
+  host.write(`${PCI}/0000:00:06.0/driver_override`, 'vfio-pci');
+  host.write('/sys/bus/pci/drivers_probe', '0000:00:06.0');
+  assert.equal(host.write(free, 'DMA'), 4, 'a device that nobody has open is no hindrance');
+  const { task } = host.hold('0000:00:06.0');
+  assert.equal(host.write(free, 'auto'), 'EPERM');
+  assert.equal(host.write(free, 'DMA-FQ'), 7);
+  assert.equal(host.write(free, 'DMA'), 'EPERM');
+  task.exit();
+  assert.equal(host.write(free, 'DMA'), 4);
 });

@@ -126,11 +126,7 @@ export class Machine {
     this.counters.watchInterrupts(this.interrupts);
     this.kvm = this.#makeKvm(config);
     const pciSysfs = new PciSysfs(this.tree, this.drivers);
-    const iommuSysfs = new IommuSysfs(
-      this.tree,
-      (group) => this.iommu.typeText(group),
-      (group) => this.api2011?.servedBy(group.id) === '2011',
-    );
+    const iommuSysfs = new IommuSysfs(this.tree, this.iommu, (group) => this.api2011?.servedBy(group.id) === '2011');
     const vfioSysfs = new VfioSysfs(
       this.tree,
       {

@@ -37,8 +37,12 @@ export class TestHost {
     return found;
   }
 
+  /** A program of whoever runs the machine. */
   task(): TestTask {
-    const task = new TestTask({ physical: this.machine.physical, capabilities: ['CAP_SYS_RAWIO', 'CAP_IPC_LOCK'] });
+    const task = new TestTask({
+      physical: this.machine.physical,
+      capabilities: ['CAP_SYS_RAWIO', 'CAP_SYS_ADMIN', 'CAP_IPC_LOCK'],
+    });
     this.machine.counters.watch(task.mm);
     return task;
   }

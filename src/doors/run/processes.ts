@@ -19,7 +19,14 @@ import { SharedFile } from './descriptors.ts';
 import { say } from './reporter.ts';
 import { ProgramMemory, type RawMemory, type SharedByKey } from './user-memory.ts';
 
-const CAP_IPC_LOCK = 14n;
+/** Bits in a process's set. */
+const numbers: Readonly<Record<Capability, bigint>> = {
+  CAP_IPC_LOCK: 14n,
+  CAP_SYS_RAWIO: 17n,
+  CAP_SYS_ADMIN: 21n,
+  CAP_SYS_RESOURCE: 24n,
+};
+const boxUser = process.getuid?.();
 
 /** What one program may hold of the box at a time. */
 export const MOST_CONNECTIONS = 8192;
@@ -139,8 +146,8 @@ export class Processes {
     const rights = {
       uid,
       capable: (capability: Capability) =>
-        // Who runs a box administers its machine; what it may lock is the real process's affair.
-        capability !== 'CAP_IPC_LOCK' || ((capabilities(pid) >> CAP_IPC_LOCK) & 1n) === 1n,
+        // Who runs a box administers its machine; what it may lock is the real process's affair, and so is everything of other users.
+        (capability !== 'CAP_IPC_LOCK' && uid === boxUser) || ((capabilities(pid) >> numbers[capability]) & 1n) === 1n,
       memlockLimit: () => memlockLimit(pid),
       credentials: () => credentials(pid, uid),
     };

@@ -4,7 +4,9 @@
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import type { IommuGroup } from '../../kernel/iommu/group.ts';
+import type { IommuCore } from '../../kernel/iommu/iommu.ts';
 import { reservedRegionsText } from '../../kernel/iommu/reserved-regions.ts';
+import { Errno } from '../../lib/errno.ts';
 import { functionPath } from './function-path.ts';
 import { type SysfsTree, text } from './tree.ts';
 
@@ -14,18 +16,18 @@ export function groupPath(group: IommuGroup): string {
 
 export class IommuSysfs {
   readonly #tree: SysfsTree;
-  readonly #typeText: (group: IommuGroup) => string;
+  readonly #iommu: Pick<IommuCore, 'typeText' | 'setType'>;
   readonly #isOf2011: (group: IommuGroup) => boolean;
 
   /** `isOf2011`: members of the group show its number in a file, as kernels of 2011 did, instead of a link. */
   constructor(
     tree: SysfsTree,
-    typeText: (group: IommuGroup) => string,
+    iommu: Pick<IommuCore, 'typeText' | 'setType'>,
     isOf2011: (group: IommuGroup) => boolean = () => false,
   ) {
     this.#isOf2011 = isOf2011;
     this.#tree = tree;
-    this.#typeText = typeText;
+    this.#iommu = iommu;
     tree.directory('/sys/kernel/iommu_groups');
     tree.directory('/sys/class/iommu');
   }
@@ -53,7 +55,14 @@ export class IommuSysfs {
       });
       tree.attribute(`${folder}/type`, {
         mode: 0o644,
-        show: () => text(this.#typeText(group)),
+        show: () => text(this.#iommu.typeText(group)),
+        store: (bytes, _position, writer) => {
+          if (!writer.capable('CAP_SYS_ADMIN') || !writer.capable('CAP_SYS_RAWIO')) {
+            throw new Errno('EACCES', 'the type of a group needs CAP_SYS_ADMIN and CAP_SYS_RAWIO');
+          }
+          this.#iommu.setType(group, new TextDecoder().decode(bytes).replace(/\n$/, ''));
+          return bytes.length;
+        },
       });
     }
     tree.link(`${folder}/devices/${fn.name}`, functionPath(fn));

@@ -5,9 +5,10 @@
  * once. A file is either *static* (its bytes are in the tree) or *live*: read by a function at each open, written by a
  * function that may refuse. Live files are mirrored too, with the bytes of the last change, for programs that nobody can intercept.
  */
+import type { Task } from '../../kernel/core/task.ts';
 import { Errno } from '../../lib/errno.ts';
 
-export type AttributeStore = (bytes: Uint8Array, position: number) => number;
+export type AttributeStore = (bytes: Uint8Array, position: number, writer: Task) => number;
 
 export interface Attribute {
   /** Bytes at this moment. Undefined: cannot be read (EIO on write-only files, as sysfs does it). */

@@ -35,6 +35,8 @@ export class IommuCore {
   readonly #groups = new Map<number, IommuGroup>();
   readonly #groupOf = new Map<TopologyFunction, IommuGroup>();
   readonly #pinned = new Set<number>();
+  /** Groups whose `type` was written: whether invalidation is collected. */
+  readonly #lazy = new WeakMap<IommuGroup, boolean>();
   /** No id below is free. */
   #lowest = 0;
 
@@ -121,7 +123,48 @@ export class IommuCore {
     if (group.unit === undefined) return 'unknown\n';
     const { kind } = group.defaultDomain;
     if (kind !== 'dma') return `${kind}\n`;
-    return (this.#options.isLazy ?? true) ? 'DMA-FQ\n' : 'DMA\n';
+    return this.#isLazy(group) ? 'DMA-FQ\n' : 'DMA\n';
+  }
+
+  /**
+   * What is written to `type`: `identity`, `DMA`, `DMA-FQ`, or `auto` for what the machine would choose. DMA becomes DMA-FQ also while
+   * the group is in use. EINVAL: another word, or a member must not (or cannot) have that. EPERM: somebody uses the group.
+   */
+  setType(group: IommuGroup, wanted: string): void {
+    const { unit } = group;
+    if (unit === undefined) throw new Errno('EINVAL', `group ${group.id} has no IOMMU`);
+    const members = [...group.members];
+    const own = members.some((f) => this.#kindFor(f, unit) === 'dma') ? 'dma' : 'identity';
+    const kinds: Readonly<Record<string, 'dma' | 'identity'>> = {
+      identity: 'identity',
+      DMA: 'dma',
+      'DMA-FQ': 'dma',
+      auto: own,
+    };
+    const kind = Object.hasOwn(kinds, wanted) ? kinds[wanted] : undefined;
+    if (kind === undefined) {
+      throw new Errno('EINVAL', `'${wanted}' is no type of a group; there are ${Object.keys(kinds).join(', ')}`);
+    }
+    if (wanted === 'DMA-FQ' && group.defaultDomain.kind === 'dma') {
+      this.#lazy.set(group, true);
+      return;
+    }
+    if (members.length === 0 || group.ownerCount > 0) {
+      throw new Errno('EPERM', `group ${group.id} is in use: no driver may be bound to its members`);
+    }
+    if (kind === 'identity' && (members.some((f) => f.untrusted) || !unit.capabilities.hasPassThrough)) {
+      throw new Errno(
+        'EINVAL',
+        `group ${group.id} has to be translated: a member is not trusted, or ${unit.name} cannot pass requests through`,
+      );
+    }
+    if (group.defaultDomain.kind !== kind) group.changeDefaultDomain(this.#defaultDomain(unit, kind));
+    if (wanted === 'auto') this.#lazy.delete(group);
+    else this.#lazy.set(group, wanted === 'DMA-FQ');
+  }
+
+  #isLazy(group: IommuGroup): boolean {
+    return this.#lazy.get(group) ?? this.#options.isLazy ?? true;
   }
 
   #unitOf(f: PciFunction): IommuUnit | undefined {
