@@ -12,6 +12,7 @@ export {
   vendorSpecific,
 } from './hw/pci/capabilities.ts';
 export { type Clock, ManualClock } from './hw/pci/clock.ts';
+export { DeviceClock, DeviceTimer } from './hw/pci/device-clock.ts';
 export {
   type CharacterBackend,
   type DeviceEnvironment,
@@ -31,7 +32,7 @@ export {
   vendorExtended,
 } from './hw/pci/extended-capabilities.ts';
 export type { PciFunction } from './hw/pci/function.ts';
-export type { CapabilitySpec, DeviceState, FunctionSpec, ResetKind } from './hw/pci/function-spec.ts';
+export type { CapabilitySpec, DeviceState, FunctionSpec, MigrationAbility, ResetKind } from './hw/pci/function-spec.ts';
 export { type Card, type CardDma, type CardInterrupts, DmaView, isFault } from './hw/pci/kit/card.ts';
 export {
   type CardParts,

@@ -7,6 +7,7 @@ import * as uapi from '../../uapi/vfio.ts';
 import * as wire from '../../uapi/vfio-user.ts';
 import { fixedPartOf, HEADER, type Message } from './codec.ts';
 import type { ClientDma } from './dma.ts';
+import { WireFeatures } from './features.ts';
 import type { Capabilities } from './negotiation.ts';
 import type { Region, ServedDevice } from './served-device.ts';
 
@@ -26,6 +27,8 @@ export interface Commands {
   /** Descriptors that go with the reply. */
   attach(descriptors: readonly number[]): void;
   takeAttached(): readonly number[];
+  /** The client is gone. */
+  forget(): void;
   /** The command's arguments, for people. */
   describe(message: Message): string;
 }
@@ -37,6 +40,7 @@ export function makeCommands(device: ServedDevice, dma: ClientDma, output: Uint8
 class DeviceCommands implements Commands {
   readonly #device: ServedDevice;
   readonly #dma: ClientDma;
+  readonly #features: WireFeatures;
   readonly #output: Uint8Array;
   readonly #view: DataView;
   /** Places for the data of small reads. */
@@ -48,6 +52,7 @@ class DeviceCommands implements Commands {
   constructor(device: ServedDevice, dma: ClientDma, output: Uint8Array) {
     this.#device = device;
     this.#dma = dma;
+    this.#features = new WireFeatures(device);
     this.#output = output;
     this.#view = new DataView(output.buffer, output.byteOffset, output.length);
     const data = HEADER + ACCESS;
@@ -56,6 +61,7 @@ class DeviceCommands implements Commands {
 
   negotiated(capabilities: Capabilities): void {
     this.#maxTransfer = capabilities.max_data_xfer_size;
+    this.#features.maxTransfer = this.#maxTransfer;
     this.#writesMultiple = capabilities.write_multiple;
   }
 
@@ -67,6 +73,10 @@ class DeviceCommands implements Commands {
     const attached = this.#attached;
     if (attached.length > 0) this.#attached = none;
     return attached;
+  }
+
+  forget(): void {
+    this.#features.forget();
   }
 
   run(message: Message): number {
@@ -114,10 +124,12 @@ class DeviceCommands implements Commands {
         this.#device.ioctl(uapi.VFIO_DEVICE_RESET, new Uint8Array(0));
         return 0;
       case wire.VFIO_USER_DEVICE_FEATURE:
-        return this.#feature(payload);
+        return this.#put(this.#features.feature(payload));
       case wire.VFIO_USER_MIG_DATA_READ:
+        return this.#features.read(payload, this.#output.subarray(HEADER));
       case wire.VFIO_USER_MIG_DATA_WRITE:
-        throw new Errno('EINVAL', `${this.#device.name} cannot be migrated`);
+        this.#features.write(payload);
+        return 0;
       default:
         throw new Errno('EINVAL', `command ${command} goes from server to client`);
     }
@@ -322,23 +334,6 @@ class DeviceCommands implements Commands {
     argument.set(data, IRQ_SET);
     this.#device.ioctlWith(descriptors, uapi.VFIO_DEVICE_SET_IRQS, argument);
     return 0;
-  }
-
-  #feature(payload: Uint8Array): number {
-    const { argsz } = wire.vfio_user_device_feature.read(payload);
-    atLeast(argsz, wire.vfio_user_device_feature.size);
-    if (argsz > this.#maxTransfer) throw new Errno('EINVAL', `argsz ${argsz} is beyond ${this.#maxTransfer}`);
-    const argument = new Uint8Array(Math.max(argsz, payload.length));
-    argument.set(payload);
-    let result: Uint8Array;
-    try {
-      result = this.#device.ioctl(uapi.VFIO_DEVICE_FEATURE, argument);
-    } catch (error) {
-      // On the wire a feature that is not there is ENOTSUP.
-      if (error instanceof Errno && error.code === 'ENOTTY') throw new Errno('EOPNOTSUPP', error.why);
-      throw error;
-    }
-    return this.#put(result);
   }
 }
 

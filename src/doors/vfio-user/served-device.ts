@@ -100,6 +100,13 @@ export class ServedDevice {
     return this.#ioctl(this.file, request, argument);
   }
 
+  /** An ioctl that may open a file, which is the caller's. Errno. */
+  open(request: number, argument: Uint8Array): File | undefined {
+    this.memory.arguments.set(argument);
+    const result = this.file.ioctl(this.process, request, argumentAddress);
+    return typeof result === 'number' ? undefined : result.file;
+  }
+
   /** The bytes that the last ioctl left, which may be more than were given. */
   result(length: number): Uint8Array {
     return this.memory.arguments.subarray(0, length);

@@ -142,6 +142,7 @@ export class Session implements Asker {
       this.#twin.transport.close();
     }
     this.dma.dropWindow();
+    this.#commands.forget();
     this.device.forgetClient();
     this.dma.files.dropIdle();
     if (why !== undefined) this.#reports.closed?.(why);

@@ -58,15 +58,26 @@ export class TestPeer {
   #replies: Message[] = [];
 
   constructor(
-    options: { model?: string | DeviceModel; mode?: DmaMode; strictUnmap?: boolean; patience?: number } = {},
+    options: {
+      model?: string | DeviceModel;
+      options?: Record<string, unknown>;
+      mode?: DmaMode;
+      strictUnmap?: boolean;
+      patience?: number;
+    } = {},
   ) {
-    const { model = 'testdev' } = options;
+    const { model = 'testdev', options: modelOptions = {} } = options;
     const config: HostConfig = {
       name: 'test',
       iommu: { units: [{ name: 'dmar0', preset: 'vtd-legacy-sc' }] },
       functions: [
         { at: '00:01.0', model: 'root-port', secondary: 1 },
-        { at: '01:00.0', model: typeof model === 'string' ? model : model.name, driver: 'vfio-pci' },
+        {
+          at: '01:00.0',
+          model: typeof model === 'string' ? model : model.name,
+          driver: 'vfio-pci',
+          options: modelOptions,
+        },
       ],
     };
     this.#mode = options.mode ?? 'auto';

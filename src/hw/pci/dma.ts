@@ -72,6 +72,12 @@ const NO_ATTRIBUTES: DmaAttributes = {};
 export class DmaPort {
   /** What translates. The host joins each function with the unit that serves it. */
   upstream: Upstream;
+  /** The device is stopped: nothing leaves the function. */
+  isStopped = false;
+  /** Transfers that were tried while it was stopped: mistakes of the device. */
+  triedWhileStopped = 0;
+  /** Hears of pages of the function's addresses that were written. */
+  onWrite: ((page: number, count: number) => void) | undefined;
   /** Whether no page of the last transfer went past the caches (see `DmaAttributes.noSnoop`). */
   isCoherent = true;
   /** The answer to a page request. */
@@ -176,6 +182,10 @@ export class DmaPort {
     if (buffer.length === 0) return undefined;
     const start = split(address);
     let { page, offset } = start;
+    if (this.isStopped) {
+      this.triedWhileStopped++;
+      return this.#fault(page, offset, access, pasid, 'the device is stopped');
+    }
     if (!this.#enabled()) return this.#fault(page, offset, access, pasid, 'bus master is off');
     const rid = this.#rid();
     const upstream = this.upstream;
@@ -213,6 +223,7 @@ export class DmaPort {
       const part = length === buffer.length ? buffer : buffer.subarray(done, done + length);
       if (this.isCoherent) this.#memory.snoop?.(first, offset, part.length);
       const ok = access === READ ? this.#memory.read(first, offset, part) : this.#memory.write(first, offset, part);
+      if (access === WRITE) this.onWrite?.(page, count);
       if (!ok) return this.#fault(page, offset, access, pasid, 'memory has gone');
       if (reason !== '') return this.#fault(page + count, 0, access, pasid, reason);
       done += length;

@@ -1,6 +1,7 @@
 /**
  * What a device model hands to the bus: identity, BARs, capabilities as data, and a few hooks. `PciFunction` is built from it.
  */
+import type { SharedMemory } from '../memory/backing.ts';
 import type { BarSpec } from './bar.ts';
 import type { ConfigSpace } from './config-space.ts';
 import type { PciFunction } from './function.ts';
@@ -25,7 +26,19 @@ export interface CapabilitySpec {
 /** What a device holds at one moment, fit for JSON: registers by BAR and offset, and what its model adds. */
 export interface DeviceState {
   readonly registers: Readonly<Record<string, Readonly<Record<string, string>>>>;
+  /** Nanoseconds left to the timers that run. */
+  readonly timers?: Readonly<Record<string, number>>;
+  /** Contents of memories, in base64: only where a whole state is one value, as in tests. */
+  readonly memories?: Readonly<Record<string, string>>;
   readonly device: unknown;
+}
+
+/** What a device can do beyond being stopped, saved and restored. */
+export interface MigrationAbility {
+  /** It can go on while its DMA stands still. */
+  readonly p2p?: boolean;
+  /** Its state can be read while it runs. */
+  readonly preCopy?: boolean;
 }
 
 /** Bus behind a bridge. */
@@ -56,7 +69,15 @@ export interface FunctionSpec {
   reset?(kind: ResetKind): void;
   /** The function was pulled: stop all that is under way. */
   removed?(): void;
-  /** Registers and inner state; configuration space is not the model's. */
+  /** Present: its state can be carried to another machine; `save`, `restore`, `stop` and `run` are there. */
+  readonly migration?: MigrationAbility;
+  /** Memories behind its BARs, by name: part of its state beside `save`. */
+  readonly memories?: ReadonlyMap<string, SharedMemory>;
+  /** Nothing happens any more by itself: no DMA, no interrupt, no change. Registers still answer. */
+  stop?(): void;
+  /** Goes on where it was stopped. */
+  run?(): void;
+  /** Registers, timers and inner state; configuration space is not the model's. EBUSY: not now. */
   save?(): DeviceState;
   /** Takes a state that `save` gave. EINVAL: it is of another device. */
   restore?(state: DeviceState): void;

@@ -6,7 +6,7 @@
  */
 
 import type { Registers } from '../../pci/bar.ts';
-import type { Clock } from '../../pci/clock.ts';
+import type { DeviceClock, DeviceTimer } from '../../pci/device-clock.ts';
 import type { PciFunction } from '../../pci/function.ts';
 import { high32, low32, putHalves } from '../../pci/registers.ts';
 import * as r from './registers.ts';
@@ -18,10 +18,22 @@ export interface EduOptions {
   readonly factorialLatencyNs: number;
 }
 
+/** What an edu holds besides its timers. */
+export interface EduState {
+  readonly liveness: number;
+  readonly factorial: number;
+  readonly status: number;
+  readonly causes: number;
+  readonly dma: readonly number[];
+  readonly buffer: string;
+}
+
 const REGISTER_SPACE = 0x80;
 
 export class Edu implements Registers {
-  readonly #clock: Clock;
+  readonly clock: DeviceClock;
+  readonly #transferTimer: DeviceTimer;
+  readonly #factorialTimer: DeviceTimer;
   readonly #options: EduOptions;
   readonly #log: (text: string) => void;
   readonly #buffer = new Uint8Array(r.BUFFER_LENGTH);
@@ -33,11 +45,11 @@ export class Edu implements Registers {
   #factorial = 0;
   #status = 0;
   #causes = 0;
-  #cancelDma: (() => void) | undefined;
-  #cancelFactorial: (() => void) | undefined;
 
-  constructor(clock: Clock, options: EduOptions, log: (text: string) => void = () => {}) {
-    this.#clock = clock;
+  constructor(clock: DeviceClock, options: EduOptions, log: (text: string) => void = () => {}) {
+    this.clock = clock;
+    this.#transferTimer = clock.timer('dma', () => this.#transfer());
+    this.#factorialTimer = clock.timer('factorial', () => this.#finishFactorial());
     this.#options = options;
     this.#log = log;
   }
@@ -113,7 +125,7 @@ export class Edu implements Registers {
       case r.DMA_COMMAND:
         if ((value & r.DMA_RUN) === 0 || this.#isBusy) break;
         this.#setDma(offset, value, high32(from));
-        this.#cancelDma = this.#clock.after(this.#options.dmaLatencyNs, () => this.#transfer());
+        this.#transferTimer.start(this.#options.dmaLatencyNs);
         break;
     }
   }
@@ -130,10 +142,30 @@ export class Edu implements Registers {
 
   /** Drops what is under way. */
   stop(): void {
-    this.#cancelDma?.();
-    this.#cancelFactorial?.();
-    this.#cancelDma = undefined;
-    this.#cancelFactorial = undefined;
+    this.clock.cancelAll();
+  }
+
+  /** All that it holds; fit for JSON. */
+  save(): EduState {
+    return {
+      liveness: this.#liveness,
+      factorial: this.#factorial,
+      status: this.#status,
+      causes: this.#causes,
+      dma: [...this.#dma],
+      buffer: Buffer.from(this.#buffer).toString('base64'),
+    };
+  }
+
+  restore(state: EduState): void {
+    this.#liveness = state.liveness;
+    this.#factorial = state.factorial;
+    this.#status = state.status;
+    this.#causes = state.causes;
+    this.#dma.set(state.dma);
+    this.#buffer.set(Buffer.from(state.buffer, 'base64'));
+    const fn = this.#fn!;
+    if (this.#causes !== 0 && !fn.msi!.enabled) fn.intx.assert();
   }
 
   get #isBusy(): boolean {
@@ -152,11 +184,13 @@ export class Edu implements Registers {
     if ((this.#status & r.STATUS_COMPUTING) !== 0) return;
     this.#factorial = n;
     this.#status |= r.STATUS_COMPUTING;
-    this.#cancelFactorial = this.#clock.after(this.#options.factorialLatencyNs, () => {
-      this.#factorial = factorial(n);
-      this.#status &= ~r.STATUS_COMPUTING;
-      if ((this.#status & r.STATUS_INTERRUPT) !== 0) this.#raise(r.CAUSE_FACTORIAL);
-    });
+    this.#factorialTimer.start(this.#options.factorialLatencyNs);
+  }
+
+  #finishFactorial(): void {
+    this.#factorial = factorial(this.#factorial);
+    this.#status &= ~r.STATUS_COMPUTING;
+    if ((this.#status & r.STATUS_INTERRUPT) !== 0) this.#raise(r.CAUSE_FACTORIAL);
   }
 
   #raise(causes: number): void {
@@ -173,7 +207,6 @@ export class Edu implements Registers {
   }
 
   #transfer(): void {
-    this.#cancelDma = undefined;
     const command = this.#dma[6]!;
     const toMemory = (command & r.DMA_TO_MEMORY) !== 0;
     const inside = this.#insideBuffer(toMemory ? 0 : 2);

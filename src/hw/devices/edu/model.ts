@@ -2,9 +2,11 @@
  * edu, 1234:11e8: QEMU's device for teaching, register for register. Described in docs/devices/edu.md.
  */
 import { advancedFeatures } from '../../pci/capabilities.ts';
+import { DeviceClock } from '../../pci/device-clock.ts';
 import { type DeviceModel, readOptions } from '../../pci/device-model.ts';
+import { migrationOf, migrationOption } from '../../pci/migration-option.ts';
 import { msi } from '../../pci/msi.ts';
-import { Edu } from './edu.ts';
+import { Edu, type EduState } from './edu.ts';
 
 export const edu: DeviceModel = {
   name: 'edu',
@@ -28,11 +30,13 @@ export const edu: DeviceModel = {
       default: 'registers',
       description: 'registers: BAR 0 is not offered for mmap; trapped: it is, and every access is forwarded',
     },
+    migration: migrationOption,
   },
   create(env, given) {
     const options = readOptions(edu, given);
+    const clock = new DeviceClock(env.clock);
     const engine = new Edu(
-      env.clock,
+      clock,
       {
         dmaMask: options['dma_mask'] as bigint,
         dmaLatencyNs: options['dmaLatencyNs'] as number,
@@ -56,6 +60,14 @@ export const edu: DeviceModel = {
       attach: (fn) => engine.attach(fn),
       reset: () => engine.reset(),
       removed: () => engine.stop(),
+      ...migrationOf(options['migration']),
+      stop: () => clock.stop(),
+      run: () => clock.run(),
+      save: () => ({ registers: {}, timers: clock.save(), device: engine.save() }),
+      restore: ({ device, timers }) => {
+        engine.restore(device as EduState);
+        clock.restore(timers);
+      },
     };
   },
 };

@@ -7,13 +7,15 @@ import { Errno } from '../../../lib/errno.ts';
 import * as reg from '../../../uapi/pci-regs.ts';
 import type { BarSpec, Registers } from '../../pci/bar.ts';
 import { pciExpress, powerManagement } from '../../pci/capabilities.ts';
+import { DeviceClock } from '../../pci/device-clock.ts';
 import { type DeviceEnvironment, type DeviceModel, readOptions, type SharedMemory } from '../../pci/device-model.ts';
 import { aer, pasid, serialNumber } from '../../pci/extended-capabilities.ts';
 import type { CapabilitySpec, FunctionSpec } from '../../pci/function-spec.ts';
+import { migrationOf, migrationOption } from '../../pci/migration-option.ts';
 import { msi } from '../../pci/msi.ts';
 import { msix } from '../../pci/msix.ts';
 import { sriov } from '../../pci/sriov.ts';
-import { Testdev } from './testdev.ts';
+import { Testdev, type TestdevState } from './testdev.ts';
 
 interface Settings {
   readonly vectors: number;
@@ -21,6 +23,7 @@ interface Settings {
   readonly trapped: boolean;
   readonly totalVfs: number;
   readonly pasid: boolean;
+  readonly ability: ReturnType<typeof migrationOf>;
 }
 
 const VF_BARS = [
@@ -47,6 +50,7 @@ export const testdev: DeviceModel = {
       default: false,
       description: 'Requests with PASID: the capability, and the register takes effect',
     },
+    migration: migrationOption,
   },
   create(env, given) {
     const options = readOptions(testdev, given);
@@ -61,6 +65,7 @@ export const testdev: DeviceModel = {
       dmaLatencyNs: options['dmaLatencyNs'] as number,
       trapped: options['bars'] === 'trapped',
       pasid: options['pasid'] as boolean,
+      ability: migrationOf(options['migration']),
     });
   },
 };
@@ -68,6 +73,7 @@ export const testdev: DeviceModel = {
 function physicalFunction(env: DeviceEnvironment, settings: Settings): FunctionSpec {
   const small = env.allocateShared('testdev-bar0', 0x10000);
   const large = env.allocateShared('testdev-bar2', 0x10_0000);
+  const ports = new Ports();
   const extended: CapabilitySpec[] = [aer(), serialNumber(0x1234_11e9_0000_0001n)];
   if (settings.pasid) extended.push(pasid({ width: 20 }));
   if (settings.totalVfs > 0) {
@@ -86,12 +92,16 @@ function physicalFunction(env: DeviceEnvironment, settings: Settings): FunctionS
     ...body(
       env,
       settings,
-      [small, large],
+      new Map([
+        ['bar0', small],
+        ['bar2', large],
+      ]),
       [
         { index: 0, kind: 'memory', size: 0x10000, shared: small },
-        { index: 1, kind: 'io', size: 0x100, registers: bytes(0x100) },
+        { index: 1, kind: 'io', size: 0x100, registers: ports },
         { index: 2, kind: 'memory', size: 0x10_0000, is64: true, prefetchable: true, shared: large },
       ],
+      ports,
     ),
     device: 0x11e9,
     interruptPin: 1,
@@ -108,7 +118,7 @@ function physicalFunction(env: DeviceEnvironment, settings: Settings): FunctionS
 function virtualFunction(env: DeviceEnvironment, settings: Settings, index: number): FunctionSpec {
   const small = env.allocateShared(`testdev-vf${index}-bar0`, 0x10000);
   return {
-    ...body(env, settings, [small], [{ index: 0, kind: 'memory', size: 0x10000, shared: small }]),
+    ...body(env, settings, new Map([['bar0', small]]), [{ index: 0, kind: 'memory', size: 0x10000, shared: small }]),
     device: 0x11ea,
     capabilities: [
       msix({ vectors: settings.vectors, tableBar: 5, tableOffset: 0, pbaOffset: 0x4000 }),
@@ -121,10 +131,14 @@ function virtualFunction(env: DeviceEnvironment, settings: Settings, index: numb
 function body(
   env: DeviceEnvironment,
   settings: Settings,
-  memories: readonly SharedMemory[],
+  memories: ReadonlyMap<string, SharedMemory>,
   bars: readonly BarSpec[],
+  ports?: Ports,
 ): Omit<FunctionSpec, 'device' | 'capabilities' | 'interruptPin'> {
-  const engine = new Testdev(env.clock, settings.dmaLatencyNs, settings.vectors, () => memories.map((m) => m.bytes()));
+  const clock = new DeviceClock(env.clock);
+  const engine = new Testdev(clock, settings.dmaLatencyNs, settings.vectors, () =>
+    [...memories.values()].map((memory) => memory.bytes()),
+  );
   return {
     vendor: 0x1234,
     class24: 0x00ff00,
@@ -140,20 +154,35 @@ function body(
     reset: () => engine.reset(),
     removed: () => {
       engine.stop();
-      for (const memory of memories) memory.close();
+      for (const memory of memories.values()) memory.close();
+    },
+    ...settings.ability,
+    memories,
+    stop: () => clock.stop(),
+    run: () => clock.run(),
+    save: () => ({
+      registers: {},
+      timers: clock.save(),
+      device: { engine: engine.save(), ports: ports === undefined ? [] : [...ports.bytes] },
+    }),
+    restore: ({ device, timers }) => {
+      const state = device as { engine: TestdevState; ports: number[] };
+      ports?.bytes.set(state.ports);
+      engine.restore(state.engine);
+      clock.restore(timers);
     },
   };
 }
 
 /** Ports that keep what is written. */
-function bytes(length: number): Registers {
-  const memory = new Uint8Array(length);
-  return {
-    read: (offset, into) => {
-      for (let i = 0; i < into.length; i++) into[i] = memory[offset + i]!;
-    },
-    write: (offset, from) => {
-      for (let i = 0; i < from.length; i++) memory[offset + i] = from[i]!;
-    },
-  };
+class Ports implements Registers {
+  readonly bytes = new Uint8Array(0x100);
+
+  read(offset: number, into: Uint8Array): void {
+    for (let i = 0; i < into.length; i++) into[i] = this.bytes[offset + i]!;
+  }
+
+  write(offset: number, from: Uint8Array): void {
+    for (let i = 0; i < from.length; i++) this.bytes[offset + i] = from[i]!;
+  }
 }

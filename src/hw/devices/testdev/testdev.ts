@@ -7,7 +7,7 @@
  */
 import * as reg from '../../../uapi/pci-regs.ts';
 import type { Registers } from '../../pci/bar.ts';
-import type { Clock } from '../../pci/clock.ts';
+import type { DeviceClock, DeviceTimer } from '../../pci/device-clock.ts';
 import type { DmaFault } from '../../pci/dma.ts';
 import type { PciFunction } from '../../pci/function.ts';
 import { get32, high32, low32, put32, putHalves } from '../../pci/registers.ts';
@@ -28,8 +28,15 @@ const writable = new Set([
   r.PASID,
 ]);
 
+/** What a testdev holds besides its memories and its timer. */
+export interface TestdevState {
+  readonly words: readonly number[];
+  readonly sequence: number;
+}
+
 export class Testdev implements Registers {
-  readonly #clock: Clock;
+  readonly clock: DeviceClock;
+  readonly #timer: DeviceTimer;
   readonly #dmaLatencyNs: number;
   readonly #vectors: number;
   readonly #memories: () => readonly Uint8Array[];
@@ -39,11 +46,11 @@ export class Testdev implements Registers {
   #chunk: Uint8Array | undefined;
   #sequence = 0;
   #fn: PciFunction | undefined;
-  #cancel: (() => void) | undefined;
 
   /** `memories`: the BARs that are memory, zeroed at reset. */
-  constructor(clock: Clock, dmaLatencyNs: number, vectors: number, memories: () => readonly Uint8Array[]) {
-    this.#clock = clock;
+  constructor(clock: DeviceClock, dmaLatencyNs: number, vectors: number, memories: () => readonly Uint8Array[]) {
+    this.clock = clock;
+    this.#timer = clock.timer('command', () => this.#execute());
     this.#dmaLatencyNs = dmaLatencyNs;
     this.#vectors = vectors;
     this.#memories = memories;
@@ -78,8 +85,18 @@ export class Testdev implements Registers {
   }
 
   stop(): void {
-    this.#cancel?.();
-    this.#cancel = undefined;
+    this.clock.cancelAll();
+  }
+
+  /** All that it holds; fit for JSON. */
+  save(): TestdevState {
+    return { words: [...this.#words], sequence: this.#sequence };
+  }
+
+  restore({ words, sequence }: TestdevState): void {
+    this.#words.set(words);
+    this.#sequence = sequence;
+    this.#updateIntx();
   }
 
   #powerOn(): void {
@@ -135,10 +152,12 @@ export class Testdev implements Registers {
     words[r.RESULT >> 2] = 0;
     words[r.TRANSFERRED >> 2] = 0;
     this.#setFault(0n);
-    this.#cancel = this.#clock.after(this.#dmaLatencyNs, () => {
-      this.#cancel = undefined;
-      this.#finish(command, this.#run(command));
-    });
+    this.#timer.start(this.#dmaLatencyNs);
+  }
+
+  #execute(): void {
+    const command = this.#words[r.COMMAND >> 2]!;
+    this.#finish(command, this.#run(command));
   }
 
   /** Returns an error code, 0 for none. */

@@ -2,6 +2,8 @@
  * What a device written with the kit holds in its hand: memory by DMA, interrupts, time, options. All of it works from the moment
  * the function sits in its slot; before that DMA faults and interrupts go nowhere.
  */
+import { Errno } from '../../../lib/errno.ts';
+import { DeviceClock } from '../device-clock.ts';
 import type { CharacterBackend, DeviceEnvironment, SharedMemory } from '../device-model.ts';
 import type { DmaFault } from '../dma.ts';
 import type { PciFunction } from '../function.ts';
@@ -126,50 +128,19 @@ export class CardInterrupts {
   }
 }
 
-/** Time. What a device has started ends with it: a reset or the removal of the card cancels all that is pending. */
-export class CardClock {
-  readonly #env: DeviceEnvironment;
-  readonly #pending = new Set<() => void>();
-
-  constructor(env: DeviceEnvironment) {
-    this.#env = env;
-  }
-
-  /** Nanoseconds since the machine was switched on. */
-  now(): number {
-    return this.#env.clock.now();
-  }
-
-  /** Calls `action` once, never within this call. The result cancels it. */
-  after(nanoseconds: number, action: () => void): () => void {
-    const stop = this.#env.clock.after(nanoseconds, () => {
-      this.#pending.delete(cancel);
-      action();
-    });
-    const cancel = (): void => {
-      this.#pending.delete(cancel);
-      stop();
-    };
-    this.#pending.add(cancel);
-    return cancel;
-  }
-
-  cancelAll(): void {
-    for (const cancel of [...this.#pending]) cancel();
-  }
-}
-
 /** The hand of one device. */
 export class Card {
   /** Values of all options of the model, checked. */
   readonly options: Readonly<Record<string, unknown>>;
   readonly dma: CardDma;
   readonly interrupts: CardInterrupts;
-  readonly clock: CardClock;
+  /** Time. What a device has started ends with it: a reset or the removal of the card cancels all that is pending. */
+  readonly clock: DeviceClock;
   /** The function in its slot; undefined until it sits there. */
   fn: PciFunction | undefined;
   readonly #env: DeviceEnvironment;
-  readonly #memories: SharedMemory[] = [];
+  /** What `share` gave, by name: part of the device's state. */
+  readonly memories = new Map<string, SharedMemory>();
 
   constructor(env: DeviceEnvironment, options: Readonly<Record<string, unknown>>) {
     this.#env = env;
@@ -177,13 +148,14 @@ export class Card {
     const fn = (): PciFunction | undefined => this.fn;
     this.dma = new CardDma(fn);
     this.interrupts = new CardInterrupts(fn);
-    this.clock = new CardClock(env);
+    this.clock = new DeviceClock(env.clock);
   }
 
-  /** Memory that programs may map, for a BAR: zeroed, a file that the machine keeps. */
+  /** Memory that programs may map, for a BAR: zeroed, a file that the machine keeps. EINVAL: the name is used already. */
   share(name: string, length: number): SharedMemory {
+    if (this.memories.has(name)) throw new Errno('EINVAL', `the device has a memory '${name}' already`);
     const memory = this.#env.allocateShared(name, length);
-    this.#memories.push(memory);
+    this.memories.set(name, memory);
     return memory;
   }
 
@@ -200,6 +172,7 @@ export class Card {
   /** The card is pulled. */
   close(): void {
     this.clock.cancelAll();
-    for (const memory of this.#memories.splice(0)) memory.close();
+    for (const memory of this.memories.values()) memory.close();
+    this.memories.clear();
   }
 }

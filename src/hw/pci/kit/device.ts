@@ -11,7 +11,7 @@ import {
   readOptions,
   type SharedMemory,
 } from '../device-model.ts';
-import type { CapabilitySpec, DeviceState, FunctionSpec, ResetKind } from '../function-spec.ts';
+import type { CapabilitySpec, DeviceState, FunctionSpec, MigrationAbility, ResetKind } from '../function-spec.ts';
 import { Card } from './card.ts';
 import { type Register, RegisterTable } from './register.ts';
 
@@ -113,6 +113,11 @@ export interface DeviceDescription extends Identity {
   readonly description?: string;
   readonly options?: Readonly<Record<string, ModelOption>>;
   readonly capabilities?: readonly CapabilitySpec[];
+  /**
+   * Whether programs can carry the device's state to another machine: all that it holds is in registers, in memories of `card.share`, in
+   * timers of `card.clock.timer`, or in what `save` gives. Its DMA is started by timers, which stand still while it is stopped.
+   */
+  readonly migration?: boolean | MigrationAbility;
   /** Makes one card. Called for each function of a machine that is this device. */
   build(card: Card): CardParts;
 }
@@ -140,13 +145,15 @@ export function device(description: DeviceDescription): DeviceModel {
   };
 }
 
+const allAbilities: MigrationAbility = { p2p: true, preCopy: true };
+
 function create(
   description: DeviceDescription,
   env: DeviceEnvironment,
   options: Readonly<Record<string, unknown>>,
 ): FunctionSpec {
   const card = new Card(env, options);
-  const { name: _name, description: _text, options: _options, build: _build, ...identity } = description;
+  const { name: _name, description: _text, options: _options, build: _build, migration, ...identity } = description;
   const { reset, attached, removed, save, restore, ...parts } = description.build(card);
   const tables = new Map<number, RegisterTable>();
   for (const bar of parts.bars ?? []) {
@@ -171,14 +178,24 @@ function create(
     },
     save: () => ({
       registers: Object.fromEntries([...tables].map(([index, table]) => [index, table.save()])),
+      timers: card.clock.save(),
       device: save?.(),
     }),
+    ...(migration !== undefined && migration !== false && { migration: migration === true ? allAbilities : migration }),
+    memories: card.memories,
+    stop: () => {
+      const { nameless } = card.clock;
+      if (nameless > 0) throw new Errno('EBUSY', `${nameless} actions of the device are pending that have no name`);
+      card.clock.stop();
+    },
+    run: () => card.clock.run(),
     restore: (state) => {
       for (const [index, table] of tables) {
         const registers = state.registers[index];
         if (registers === undefined) throw new Errno('EINVAL', `the saved state has no registers of BAR ${index}`);
         table.restore(registers);
       }
+      card.clock.restore(state.timers ?? {});
       restore?.(state.device);
     },
   };

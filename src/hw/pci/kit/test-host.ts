@@ -175,12 +175,25 @@ export class TestHost {
 
   save(): DeviceState {
     if (this.fn.spec.save === undefined) throw new Error('the device cannot save its state');
-    return this.fn.spec.save();
+    const memories = [...(this.fn.spec.memories ?? [])];
+    return {
+      ...this.fn.spec.save(),
+      ...(memories.length > 0 && {
+        memories: Object.fromEntries(
+          memories.map(([name, memory]) => [name, Buffer.from(memory.bytes()).toString('base64')]),
+        ),
+      }),
+    };
   }
 
   restore(state: DeviceState): void {
     if (this.fn.spec.restore === undefined) throw new Error('the device cannot restore a state');
     this.fn.spec.restore(state);
+    for (const [name, memory] of this.fn.spec.memories ?? []) {
+      const saved = state.memories?.[name];
+      if (saved === undefined) throw new Error(`the saved state has no memory '${name}'`);
+      memory.bytes().set(Buffer.from(saved, 'base64').subarray(0, memory.length));
+    }
   }
 
   /** Runs a scripted driver. Gives what its reads read; throws at the first step that does not come out, with its number. */

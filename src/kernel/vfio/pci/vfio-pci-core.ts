@@ -20,6 +20,8 @@ import {
 import type { FileMapping, IoctlResult } from '../../core/file.ts';
 import type { EventContext, Task } from '../../core/task.ts';
 import type { IommuGroup } from '../../iommu/group.ts';
+import { DmaLogging } from '../dma-logging.ts';
+import { Migration } from '../migration/migration.ts';
 import { type DeviceFile, VfioDevice } from '../vfio-device.ts';
 import type { DeviceSet } from './device-set.ts';
 import type { VfioPciEnvironment } from './environment.ts';
@@ -29,6 +31,7 @@ import { VfioPciConfig } from './vfio-pci-config.ts';
 import { BarDmaBufs } from './vfio-pci-dmabuf.ts';
 import { VfioPciIrqs } from './vfio-pci-intrs.ts';
 import { vfioPciIoctl } from './vfio-pci-ioctl.ts';
+import { MigratableFunction } from './vfio-pci-migration.ts';
 import { VfioPciRegions } from './vfio-pci-rdwr.ts';
 
 /** Region `index` begins at byte `index * REGION_SIZE` of the device's file. */
@@ -43,6 +46,10 @@ export class VfioPciDevice extends VfioDevice {
   readonly regions: VfioPciRegions;
   readonly ioeventfds: IoEventfds;
   readonly dmaBufs: BarDmaBufs;
+  /** Of a function that can be migrated. */
+  readonly migration: Migration | undefined;
+  /** The same: it can log its DMA as well. */
+  readonly logging: DmaLogging | undefined;
   /** Of a physical function with SR-IOV: what its virtual functions' users must know. */
   readonly token: VfToken | undefined;
   /** Whether the function can be reset by itself; found out at each open. */
@@ -67,6 +74,11 @@ export class VfioPciDevice extends VfioDevice {
     this.regions = new VfioPciRegions(this);
     this.ioeventfds = new IoEventfds(this);
     this.dmaBufs = new BarDmaBufs();
+    const ability = fn.spec.migration;
+    if (ability !== undefined) {
+      this.migration = new Migration(new MigratableFunction(fn, () => this.config), ability);
+      this.logging = new DmaLogging(fn.dma);
+    }
     this.token = fn.sriov === undefined || fn.isVirtfn ? undefined : new VfToken(environment.makeToken);
     this.set = environment.sets.add(this);
   }
@@ -163,6 +175,8 @@ export class VfioPciDevice extends VfioDevice {
     if (this.#guardian !== undefined) this.#guardian.users--;
     this.#guardian = undefined;
     this.dmaBufs.cleanup();
+    this.migration?.close();
+    this.logging?.reset();
     this.endLowPower();
     this.setPowerState(0);
     fn.config.write(reg.PCI_COMMAND, 2, fn.config.read(reg.PCI_COMMAND, 2) & ~reg.PCI_COMMAND_MASTER);
@@ -300,6 +314,7 @@ export class VfioPciDevice extends VfioDevice {
       this.#setMapped(true);
       return;
     }
+    this.migration?.wasReset();
     this.irqs.afterReset();
     this.memoryChanged();
   }

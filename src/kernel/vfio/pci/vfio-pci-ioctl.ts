@@ -207,10 +207,33 @@ function feature(device: VfioPciDevice, task: Task, request: FeatureRequest): Io
     case uapi.VFIO_DEVICE_FEATURE_DMA_BUF:
       return featureDmaBuf(device, task, request);
     case uapi.VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2:
+      if (device.migration !== undefined) return device.migration.precopyInfoV2(request);
       throw new Errno('EINVAL', `${device.name} cannot be migrated, so it has no pre-copy`);
     default:
-      throw new Errno('ENOTTY', `${device.name} has no feature ${request.index}`);
+      return migrationFeature(device, task, request);
   }
+}
+
+/** What only devices have that can be migrated. */
+function migrationFeature(device: VfioPciDevice, task: Task, request: FeatureRequest): IoctlResult {
+  const { migration, logging } = device;
+  if (migration !== undefined && logging !== undefined) {
+    switch (request.index) {
+      case uapi.VFIO_DEVICE_FEATURE_MIGRATION:
+        return migration.getFlags(task, request);
+      case uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE:
+        return migration.deviceState(task, request);
+      case uapi.VFIO_DEVICE_FEATURE_MIG_DATA_SIZE:
+        return migration.dataSize(task, request);
+      case uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_START:
+        return logging.startFeature(task, request);
+      case uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP:
+        return logging.stopFeature(request);
+      case uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT:
+        return logging.reportFeature(task, request);
+    }
+  }
+  throw new Errno('ENOTTY', `${device.name} has no feature ${request.index}`);
 }
 
 function lowPowerWithWakeup(device: VfioPciDevice, task: Task, request: FeatureRequest): number {
