@@ -20,11 +20,15 @@ export class TestHost {
   readonly said: string[] = [];
 
   /** A preset by name, or the functions of a machine with one unit. */
-  constructor(what: string | readonly FunctionConfig[], options: HostConfig['options'] = {}) {
+  constructor(
+    what: string | readonly FunctionConfig[],
+    options: HostConfig['options'] = {},
+    units: HostConfig['iommu']['units'] = [{ name: 'dmar0', preset: 'vtd-legacy-sc' }],
+  ) {
     const config: HostConfig =
       typeof what === 'string'
         ? loadHost(what)
-        : { name: 'test', iommu: { units: [{ name: 'dmar0', preset: 'vtd-legacy-sc' }] }, functions: [...what] };
+        : { name: 'test', iommu: { units }, functions: [...what] };
     this.machine = new Machine(
       { ...config, options: { ...config.options, ...options } },
       { clock: this.clock, allocateShared: privateShared, log: (text) => this.said.push(text) },

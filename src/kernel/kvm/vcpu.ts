@@ -131,9 +131,18 @@ export class Vcpu {
     this.descriptor.nv = POSTED_INTR_WAKEUP_VECTOR;
   }
 
-  /** Something happened for a sleeping one: it runs again on the processor where it slept. */
+  /** Something happened for a sleeping one: it runs again on the processor where it slept, or waits there for its turn. */
   wake(): void {
-    if (this.state === 'halted') this.load(this.cpu);
+    if (this.state !== 'halted') return;
+    const { running, sleepers } = this.vm.host.cpus[this.cpu]!;
+    if (running === undefined) {
+      this.load(this.cpu);
+      return;
+    }
+    sleepers.delete(this);
+    this.descriptor.nv = POSTED_INTR_VECTOR;
+    this.descriptor.sn = true;
+    this.state = 'preempted';
   }
 
   /** Its machine is at an end, or the program stops it. */
