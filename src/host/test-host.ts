@@ -26,9 +26,7 @@ export class TestHost {
     units: HostConfig['iommu']['units'] = [{ name: 'dmar0', preset: 'vtd-legacy-sc' }],
   ) {
     const config: HostConfig =
-      typeof what === 'string'
-        ? loadHost(what)
-        : { name: 'test', iommu: { units }, functions: [...what] };
+      typeof what === 'string' ? loadHost(what) : { name: 'test', iommu: { units }, functions: [...what] };
     this.machine = new Machine(
       { ...config, options: { ...config.options, ...options } },
       { clock: this.clock, allocateShared: privateShared, log: (text) => this.said.push(text) },

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { PciFunction } from '../../hw/pci/function.ts';
+import { MessageStore } from '../../hw/pci/message-store.ts';
 import * as uapi from '../../uapi/kvm.ts';
 import { POSTED_INTR_VECTOR, POSTED_INTR_WAKEUP_VECTOR } from '../core/host-interrupts.ts';
 import type { BypassProducer } from '../core/irq-bypass.ts';
@@ -312,6 +313,34 @@ test('K-41: another device that sends the same message is blocked, whether the e
   assert.equal(send(fn.rid), 'posted');
   const [, , rid, f] = table.unit.faults.read(0);
   assert.deepEqual([rid, f! & 0xff], [fn.rid + 8, 0x26]);
+});
+
+test('K-43: a message of the device’s own store has its own entry, and is sent for its PASID only', () => {
+  const { kvm, vm, vcpus, fn, table } = world();
+  const store = new MessageStore(8);
+  let handled = 0;
+  const [own] = table.allocate(fn, [() => handled++]) as [RemappedIrq];
+  assert.equal(own.index, 1, 'beside the MSI-X vector’s');
+  assert.equal(store.fire(fn, 3, 0x77), true, 'masked after reset: it waits');
+  assert.deepEqual([store.isPending(3), handled], [true, 0]);
+  store.set(3, own.message, 0x77);
+  assert.equal(store.fire(fn, 3, 0x78), false);
+  assert.equal(store.fire(fn, 3), false);
+  assert.equal(store.fire(fn, 8, 0x77), false);
+  assert.equal(handled, 0);
+  assert.equal(store.fire(fn, 3, 0x77), true);
+  assert.equal(handled, 1);
+  const { address } = vcpus[0]!.descriptor;
+  own.setVcpuAffinity({ descriptor: address, vector: 0x61 });
+  store.fire(fn, 3, 0x77);
+  assert.deepEqual([vcpus[0]!.taken, handled], [[0x61], 1]);
+  store.setMask(fn, 3, true);
+  store.fire(fn, 3, 0x77);
+  assert.equal(vcpus[0]!.taken.length, 1);
+  store.setMask(fn, 3, false);
+  assert.equal(vcpus[0]!.taken.length, 2);
+  own.free();
+  kvm.task.close(vm.descriptor);
 });
 
 test('entries come in blocks for functions with several MSI vectors, and go one by one; a full table is ENOSPC', () => {
