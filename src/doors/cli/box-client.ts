@@ -24,8 +24,9 @@ export class BoxClient {
 
   /** Connects to a box by its name, its process number or the path of its socket; to the only one there is without. BoxError. */
   static async connect(box: string | undefined): Promise<BoxClient> {
-    const path = box === undefined ? onlyBox() : controlSocketOf(box);
-    if (box !== undefined && /^\d+$/.test(box) && !existsSync(path)) {
+    if (box === undefined) return BoxClient.#only();
+    const path = controlSocketOf(box);
+    if (/^\d+$/.test(box) && !existsSync(path)) {
       const named = await BoxClient.#byProcess(Number(box));
       if (named !== undefined) return named;
     }
@@ -42,12 +43,27 @@ export class BoxClient {
     } catch (error) {
       socket.destroy();
       const { code, message } = error as NodeJS.ErrnoException;
-      if (code === 'ENOENT' || code === 'ECONNREFUSED') throw new BoxError(`${noBox(box ?? path)}; ${running()}`);
+      if (code === 'ENOENT' || code === 'ECONNREFUSED') throw new BoxError(`${noBox(box)}; ${running()}`);
       if (code === 'EACCES') throw new BoxError(`${path} belongs to another user`);
       throw new BoxError(`no box answers at ${path}: ${message}`);
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  /** The only box that answers. BoxError. */
+  static async #only(): Promise<BoxClient> {
+    const names = runningBoxes();
+    const clients = await Promise.all(names.map((name) => BoxClient.connect(name).catch(() => undefined)));
+    const found = names.filter((_, i) => clients[i] !== undefined);
+    const [first] = clients.filter((client) => client !== undefined);
+    if (found.length === 1) return first!;
+    for (const client of clients) client?.close();
+    throw new BoxError(
+      found.length === 0
+        ? `no box is running (none answers in ${controlFolder()}); start one with 'vfiobox run'`
+        : `${found.length} boxes are running; say which one with --box: ${found.join(', ')}`,
+    );
   }
 
   /** A box with a name, by its process number. */
@@ -109,16 +125,6 @@ async function* linesOf(socket: Socket): AsyncGenerator<string, undefined> {
 /** Names and process numbers of the boxes that run now. */
 export function runningBoxes(): string[] {
   return controlNames().filter((name) => !/^\d+$/.test(name) || isAlive(Number(name)));
-}
-
-function onlyBox(): string {
-  const boxes = runningBoxes();
-  if (boxes.length === 1) return controlSocketOf(boxes[0]!);
-  throw new BoxError(
-    boxes.length === 0
-      ? `no box is running (there is no socket in ${controlFolder()}); start one with 'vfiobox run'`
-      : `${boxes.length} boxes are running; say which one with --box: ${boxes.join(', ')}`,
-  );
 }
 
 function noBox(box: string): string {
