@@ -87,6 +87,7 @@ export class IommufdGroup {
     try {
       if (attachment === undefined) {
         this.#check(hwpt, device, pasid);
+        if (hwpt.fault !== undefined) device.iommu.checkPageRequests?.();
         attachHardware(device.iommu, hwpt.domain, pasid);
       }
     } catch (error) {
@@ -132,6 +133,7 @@ export class IommufdGroup {
     try {
       if (reserves) for (const member of attachment.devices) reserveRanges(ioas.iopt, member);
       this.#check(hwpt, device, pasid);
+      if (hwpt.fault !== undefined) device.iommu.checkPageRequests?.();
       if (pasid === NO_PASID) device.iommu.replace(hwpt.domain);
       else device.iommu.replacePasid?.(hwpt.domain, pasid);
     } catch (error) {

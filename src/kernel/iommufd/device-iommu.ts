@@ -1,22 +1,13 @@
 /**
  * A device as its IOMMU's driver sees it: what it can do, the page tables it can be given, and the way to give them. For devices
- * of PCI functions that is `PciDeviceIommu`, VT-d in its legacy mode; a software device brings its own.
+ * of PCI functions that is `VtdDeviceIommu`; a software device brings its own.
  */
 import type { SharedMemory } from '../../hw/memory/backing.ts';
-import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import { hex } from '../../lib/pages.ts';
 import type { Members, Struct, TypeOf } from '../../lib/struct.ts';
-import {
-  IOMMU_HW_INFO_TYPE_DEFAULT,
-  IOMMU_HW_INFO_TYPE_INTEL_VTD,
-  IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
-  IOMMU_HWPT_ALLOC_PASID,
-  iommu_hw_info_vtd,
-} from '../../uapi/iommufd.ts';
 import { copyFromUser, copyToUser, type Task } from '../core/task.ts';
-import { Domain } from '../iommu/domain.ts';
-import type { IommuGroup } from '../iommu/group.ts';
+import type { PageAnswer, PageRequest } from './page-requests.ts';
 import type { PagingDomain } from './paging-domain.ts';
 import type { IovaRange } from './reserved-iovas.ts';
 
@@ -131,6 +122,8 @@ export interface DeviceIommu {
   readonly hasAts: boolean;
   /** 0: the device has no PASIDs. */
   readonly maxPasids: number;
+  /** Bits of `out_capabilities` of GET_HW_INFO beside those that follow from the rest. */
+  readonly pasidCapabilities?: number;
   /** Page requests of the device go through a resource of several functions (PRI of a VF). */
   readonly hasSharedPageRequests: boolean;
   /** Data of GET_HW_INFO. EOPNOTSUPP: not this type. */
@@ -139,6 +132,10 @@ export interface DeviceIommu {
   allocatePaging(flags: number, data: UserData | undefined): PagingDomain;
   /** Undefined: no nested translation. */
   allocateNested?(parent: PagingDomain, flags: number, data: UserData): NestedDomain;
+  /** ENODEV: the device cannot ask for pages. Asked before it gets a page table with a fault queue. */
+  checkPageRequests?(): void;
+  /** Shows the page requests of the device, with the way to answer a group; the result ends that. */
+  onPageRequest?(take: (request: PageRequest, respond: (answer: PageAnswer) => void) => void): () => void;
   /** Makes the hardware's part of a virtual IOMMU of this type. Undefined: it has none of that type. */
   viommuOfType?(type: number): InitViommu | undefined;
   /** Takes the group from the host's drivers. EPERM, EBUSY, EINVAL. */
@@ -154,106 +151,4 @@ export interface DeviceIommu {
   attachPasid?(domain: PagingDomain | NestedDomain, pasid: number): void;
   detachPasid?(pasid: number): void;
   replacePasid?(domain: PagingDomain | NestedDomain, pasid: number): void;
-}
-
-/** Extended capability: Address Translation Services. */
-const PCI_EXT_CAP_ID_ATS = 0x0f;
-/** ECAP: device IOTLBs. */
-const ECAP_DT = 1n << 2n;
-
-export class PciDeviceIommu implements DeviceIommu {
-  readonly name: string;
-  readonly group: IommuGroup;
-  readonly isCoherent = true;
-  readonly hasDirtyTracking = false;
-  readonly maxPasids = 0;
-  readonly hasSharedPageRequests = false;
-  readonly #function: PciFunction;
-
-  /** ENODEV: no IOMMU translates the device. */
-  constructor(group: IommuGroup, f: PciFunction) {
-    this.name = f.name;
-    this.group = group;
-    this.#function = f;
-  }
-
-  get driver(): object {
-    return Domain;
-  }
-
-  get canEnforceCoherency(): boolean {
-    return this.#unit.canEnforceCoherency;
-  }
-
-  get hasIsolatedMsi(): boolean {
-    return this.group.isolatedMsi;
-  }
-
-  get hasAts(): boolean {
-    return (this.#unit.ecap & ECAP_DT) !== 0n && this.#function.config.findExtended(PCI_EXT_CAP_ID_ATS) !== 0;
-  }
-
-  hwInfo(type: number): { type: number; data: Uint8Array } {
-    if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_INTEL_VTD) {
-      throw new Errno('EOPNOTSUPP', `the IOMMU is a VT-d unit; it has no information of type ${type}`);
-    }
-    const data = iommu_hw_info_vtd.write({
-      flags: IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
-      __reserved: 0,
-      cap_reg: this.#unit.cap,
-      ecap_reg: this.#unit.ecap,
-    });
-    return { type: IOMMU_HW_INFO_TYPE_INTEL_VTD, data };
-  }
-
-  allocatePaging(flags: number, data: UserData | undefined): PagingDomain {
-    if (data !== undefined) throw new Errno('EOPNOTSUPP', 'a VT-d page table on an address space takes no data');
-    // A flag for PASIDs is taken although the unit has none: it then has no effect.
-    if ((flags & ~IOMMU_HWPT_ALLOC_PASID) !== 0) {
-      throw new Errno(
-        'EOPNOTSUPP',
-        `unit ${this.#unit.name} has neither nested translation nor dirty bits (flags ${flags})`,
-      );
-    }
-    return new Domain(this.#unit, 'unmanaged');
-  }
-
-  claim(owner: object): void {
-    this.group.claimDevice(this.#function, owner);
-  }
-
-  release(): void {
-    this.group.releaseDevice(this.#function);
-  }
-
-  reservedRanges(): IovaRange[] {
-    return this.group
-      .reservedRegions()
-      .filter(({ type }) => type !== 'direct-relaxable')
-      .map(({ firstPage, lastPage }) => ({
-        first: BigInt(firstPage) << 12n,
-        last: (BigInt(lastPage) << 12n) | 0xfffn,
-      }));
-  }
-
-  attach(domain: PagingDomain | NestedDomain): void {
-    this.group.attach(ofHardware(domain));
-  }
-
-  detach(): void {
-    this.group.detach();
-  }
-
-  replace(domain: PagingDomain | NestedDomain): void {
-    this.group.replace(ofHardware(domain));
-  }
-
-  get #unit(): NonNullable<IommuGroup['unit']> {
-    return this.group.unit!;
-  }
-}
-
-function ofHardware(domain: PagingDomain | NestedDomain): Domain {
-  if (!(domain instanceof Domain)) throw new Errno('EINVAL', 'the page table belongs to another IOMMU');
-  return domain;
 }

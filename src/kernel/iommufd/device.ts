@@ -17,10 +17,12 @@ import { copyToUser } from '../core/task.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import { IommufdGroup, NO_PASID } from './attach.ts';
 import { type IommufdContext, IommufdObject } from './context.ts';
-import { type DeviceIommu, PciDeviceIommu } from './device-iommu.ts';
+import type { DeviceIommu } from './device-iommu.ts';
 import { allocatePaging, getHwptDevice, HwPagetable, type HwptDevice } from './hw-pagetable.ts';
 import { Ioas } from './ioas.ts';
+import { PageRequestGroups } from './page-requests.ts';
 import type { Ucmd } from './ucmd.ts';
+import { VtdDeviceIommu } from './vtd-device-iommu.ts';
 
 /** Bytes that are cleared at a time behind the data of GET_HW_INFO. */
 const CLEARED_AT_ONCE = 65_536;
@@ -39,6 +41,7 @@ export class IommufdDevice extends IommufdObject implements HwptDevice {
   vdevice: IommufdObject | undefined;
   /** PASIDs that `attachPasid` has attached. */
   readonly #pasids = new Set<number>();
+  readonly #stopRequests: (() => void) | undefined;
 
   constructor(context: IommufdContext, iommu: DeviceIommu, igroup: IommufdGroup) {
     super(context);
@@ -47,6 +50,8 @@ export class IommufdDevice extends IommufdObject implements HwptDevice {
     // Whoever binds is a user until `unbind`.
     this.users = 1;
     if (iommu.isOwnedByContext !== true) context.hold();
+    const groups = new PageRequestGroups();
+    this.#stopRequests = iommu.onPageRequest?.((request, respond) => groups.report(igroup, request, respond));
   }
 
   isAttached(pasid = NO_PASID): boolean {
@@ -104,6 +109,7 @@ export class IommufdDevice extends IommufdObject implements HwptDevice {
   }
 
   override destroy(): void {
+    this.#stopRequests?.();
     this.iommu.release();
     this.igroup.put();
   }
@@ -173,7 +179,7 @@ export function bindDevice(file: { readonly context: IommufdContext }, device: B
   if (iommuGroup.unit === undefined) throw new Errno('ENODEV', `no IOMMU translates ${device.name}`);
   const f = [...iommuGroup.members].find((member) => member.name === device.name);
   if (f === undefined) throw new Errno('ENODEV', `${device.name} is not in IOMMU group ${iommuGroup.id}`);
-  return bindIommu(file.context, new PciDeviceIommu(iommuGroup, f));
+  return bindIommu(file.context, new VtdDeviceIommu(iommuGroup, f));
 }
 
 /** Binds any device that has an IOMMU driver. */
@@ -206,6 +212,7 @@ export function getHwInfo(ucmd: Ucmd<iommu_hw_info>): void {
   cmd.out_max_pasid_log2 = iommu.maxPasids === 0 ? 0 : 31 - Math.clz32(iommu.maxPasids);
   cmd.out_capabilities =
     BigInt(iommu.hasDirtyTracking ? IOMMU_HW_CAP_DIRTY_TRACKING : 0) |
-    BigInt(iommu.hasAts ? 0 : IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED);
+    BigInt(iommu.hasAts ? 0 : IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED) |
+    BigInt(iommu.pasidCapabilities ?? 0);
   ucmd.respond();
 }
