@@ -22,6 +22,8 @@ export class DeviceServices {
   readonly queue: PageRequestQueue;
   /** Something is in the queue, or was lost. */
   pageRequestEvent: (() => void) | undefined;
+  /** The same for the registers. */
+  signal: (() => void) | undefined;
   /** Translations that were given to devices, and invalidations sent to them. */
   readonly counters = { translations: 0, invalidations: 0, timeouts: 0, responses: 0, strayResponses: 0 };
   readonly #unit: Translator;
@@ -120,6 +122,7 @@ export class DeviceServices {
     this.#endpoints.set(rid, endpoint);
     const isQueued = this.queue.push(rid, request);
     if (!isQueued && request.last) endpoint.respond({ pasid, group: request.group, code: 'failure' });
+    this.signal?.();
     this.pageRequestEvent?.();
     return true;
   }

@@ -136,6 +136,20 @@ export class FaultLog {
     return this.#words.slice(index * 4, index * 4 + 4);
   }
 
+  /** The oldest record (FSTS.FRI). */
+  get first(): number {
+    for (let i = 0; i < this.#records; i++) {
+      const at = (this.#next + i) % this.#records;
+      if ((this.#words[at * 4 + 3]! & F) !== 0) return at;
+    }
+    return 0;
+  }
+
+  /** Software has read one record. */
+  clearRecord(index: number): void {
+    this.#words[index * 4 + 3]! &= ~F;
+  }
+
   /** Software has read all records: clears them and the overflow flag. */
   clear(): void {
     for (let i = 0; i < this.#records; i++) this.#words[i * 4 + 3]! &= ~F;

@@ -4,10 +4,13 @@
  */
 import type { PhysicalMemory } from '../memory/physical-memory.ts';
 import type { AtsEndpoint, PageRequest, PageResponseCode, Translation, TranslationRequest } from '../pci/ats.ts';
+import type { Invalidation } from './descriptors.ts';
 import { DeviceServices } from './device-services.ts';
 import { legacyContext, type PasidEntry, pasidEntry } from './entries.ts';
+import { InvalidationQueue } from './invalidation-queue.ts';
 import type { QueuedPageRequest } from './page-request-queue.ts';
 import type { PageTable } from './page-table.ts';
+import { Register, RegisterFile } from './register-file.ts';
 import { decodeCapabilities, type UnitPresetName, unitPresets } from './registers.ts';
 import { type RequesterRights, RootTable } from './root-table.ts';
 import { TableMemory } from './table-memory.ts';
@@ -34,6 +37,8 @@ export interface IommuUnitOptions {
   /** What software chose (RTADDR.TTM); by default scalable when the unit can. */
   readonly mode?: 'legacy' | 'scalable';
   readonly staleness?: Staleness;
+  /** As after power-on: nothing is translated until software has set the registers. */
+  readonly isOff?: boolean;
 }
 
 export class IommuUnit extends Translator {
@@ -49,6 +54,8 @@ export class IommuUnit extends Translator {
   readonly root: RootTable;
   /** Translation and page requests of devices. */
   readonly devices: DeviceServices;
+  /** The invalidation queue; off until software switches it on. */
+  readonly queue: InvalidationQueue;
   readonly tables: TablePool;
 
   constructor(name: string, options: IommuUnitOptions = {}) {
@@ -70,11 +77,94 @@ export class IommuUnit extends Translator {
     if (this.mode === 'scalable' && !this.capabilities.isScalable) throw new Error(`Unit ${name} has no scalable mode`);
     this.root = new RootTable(this.memory, this.mode === 'scalable');
     this.devices = new DeviceServices(this);
+    this.queue = new InvalidationQueue(this.memory, (what) => this.invalidate(what));
     if (this.mode === 'scalable' && this.capabilities.hasPageRequests) {
       this.devices.queue.setBase(tables.structures.allocate(2 ** PRQ_ORDER), PRQ_ORDER);
     }
-    this.requesters.root = { page: this.root.page, isScalable: this.mode === 'scalable', isInvalid: false };
+    this.isTranslating = options.isOff !== true;
+    const page = this.isTranslating ? this.root.page : 0;
+    this.requesters.root = { page, isScalable: this.mode === 'scalable', isInvalid: false };
   }
+
+  /** The unit's registers, for software that drives it by them. */
+  get registers(): RegisterFile {
+    if (this.#registers === undefined) {
+      const registers = new RegisterFile(this);
+      this.#registers = registers;
+      this.queue.errorEvent = () => registers.raise(Register.FECTL);
+      this.queue.waitEvent = () => registers.raise(Register.IECTL);
+      this.devices.signal = () => registers.raise(Register.PECTL);
+    }
+    return this.#registers;
+  }
+
+  /** GCMD.TE. Nothing cached before is used after. */
+  setTranslating(on: boolean): void {
+    this.isTranslating = on;
+    this.requesters.invalidateContexts();
+    this.iotlb.invalidateAll();
+  }
+
+  /**
+   * Does what a descriptor asks for. False: a device did not answer. Undefined: the unit has no such thing, or the range is larger than
+   * CAP.MAMV.
+   */
+  invalidate(what: Invalidation): boolean | undefined {
+    const { iotlb, requesters, devices, capabilities } = this;
+    const isScalable = requesters.root.isScalable;
+    switch (what.kind) {
+      case 'context':
+        requesters.invalidateContexts(what);
+        return true;
+      case 'iotlb':
+      case 'pasid-iotlb':
+        if (what.kind === 'pasid-iotlb' && !isScalable) return undefined;
+        if (what.pages === undefined) {
+          if (what.did === undefined) iotlb.invalidateAll();
+          else iotlb.invalidateDomain(what.did, what.kind === 'iotlb' ? undefined : what.pasid);
+          return true;
+        }
+        if (what.pages.order > capabilities.mamv || !capabilities.hasPageInvalidation) return undefined;
+        iotlb.invalidatePages(
+          what.did ?? 0,
+          what.kind === 'iotlb' ? undefined : what.pasid,
+          ...blockEnds(what.pages.firstPage, what.pages.order),
+        );
+        return true;
+      case 'device-tlb':
+        if (!capabilities.hasDeviceTlb) return undefined;
+        return devices.invalidate(what.rid, { ...what.pages, pasid: -1, isAllPasids: false });
+      case 'pasid-device-tlb': {
+        if (!isScalable) return undefined;
+        const { pasid, isAllPasids = false } = what;
+        return devices.invalidate(what.rid, { ...what.pages, pasid, isAllPasids });
+      }
+      case 'pasid-cache':
+        if (!isScalable) return undefined;
+        if (what.did === undefined) requesters.invalidatePasids();
+        else requesters.invalidatePasids({ did: what.did, ...(what.pasid === undefined ? {} : { pasid: what.pasid }) });
+        return true;
+      case 'interrupt-entry':
+        this.interruptEntryEvent?.(what.index, 2 ** (what.order ?? 0));
+        return true;
+      case 'response':
+        if (!isScalable || !capabilities.hasPageRequests) return undefined;
+        devices.respond(what.rid, what.pasid, what.group, what.code);
+        return true;
+      case 'wait':
+        return true;
+    }
+  }
+
+  /** Interrupt remapping entries are to be forgotten: all, or `count` from `index`. */
+  interruptEntryEvent: ((index: number | undefined, count: number) => void) | undefined;
+
+  protected override signalFault(): void {
+    this.#registers?.raise(Register.FECTL);
+    super.signalFault();
+  }
+
+  #registers: RegisterFile | undefined;
 
   /**
    * Programs what requests of a requester without PASID go through: a second-stage table, or (undefined) pass-through. The change is
@@ -180,4 +270,11 @@ export class IommuUnit extends Translator {
 
   /** After it everything that devices have sent is in the queue. Devices here send at once, so nothing has to be waited for. */
   drainPageRequests(): void {}
+}
+
+/** First and last page of a block; `order` pages are aligned to themselves, whatever the low bits of the address say. */
+function blockEnds(page: number, order: number): [first: number, last: number] {
+  const pages = 2 ** order;
+  const first = page - (page % pages);
+  return [first, first + pages - 1];
 }
