@@ -6,7 +6,7 @@
  * entry; a leaf is never split; tables that became empty are kept in `#pending` until `releaseTables`, because hardware may hold
  * translations until they are invalidated.
  */
-import { entryValue, type PageTableFormat } from './fmt/format.ts';
+import { entryValue, type PageTableFormat, SAME_KIND } from './fmt/format.ts';
 import { TABLE_WORDS, type TablePool } from './table-pool.ts';
 
 /** Pages of a leaf, by level. */
@@ -53,7 +53,7 @@ export class PageTable {
     if (width === undefined) throw new Error(`Format ${format.name} has no tables of ${levels} levels`);
     this.format = format;
     this.tableBits = format.table;
-    this.tableMask = format.table | format.large;
+    this.tableMask = format.table | format.kindMask;
     this.presentBits = format.present;
     this.levels = levels;
     this.width = width;
@@ -62,7 +62,8 @@ export class PageTable {
     this.pool = pool;
     this.top = pool.allocate();
     pool.tops.set(this.top, this);
-    this.shortTop = levels === 4 ? this.top << 10 : 0;
+    const isShort = levels === 4 && format.tableKind === SAME_KIND && format.permissionsInHigh === undefined;
+    this.shortTop = isShort ? this.top << 10 : 0;
   }
 
   /** Tables in use, the top one and those that wait for `releaseTables` included. */
@@ -103,7 +104,7 @@ export class PageTable {
       this.level = this.levels;
       return -1;
     }
-    const { present, large } = this.format;
+    const { present, kindMask, tableKind, permissionsInHigh } = this.format;
     const words = this.pool.words;
     const lower = page & 0x3ffff;
     const upper = (page / 0x40000) | 0;
@@ -115,8 +116,8 @@ export class PageTable {
       this.level = level;
       this.word = word;
       if ((low & present) === 0) return -1;
-      permission &= low;
-      if (level === 0 || (low & large) !== 0) {
+      permission &= permissionsInHigh === undefined ? low : words[word + 1]! >>> permissionsInHigh;
+      if (level === 0 || (low & kindMask) !== tableKind[level]) {
         if (level > 2) return -1;
         this.permission = permission;
         const within = level === 0 ? 0 : level === 1 ? lower & 511 : lower;
@@ -156,7 +157,9 @@ export class PageTable {
       const pages = LEAF_PAGES[level]!;
       let done: number;
       try {
-        done = this.#fill(at, target, Math.floor(left / pages), level, this.format.leaf(level, prot, isSnooped));
+        const { format } = this;
+        const low = format.leaf(level, prot, isSnooped);
+        done = this.#fill(at, target, Math.floor(left / pages), level, low, format.leafHigh(prot));
       } catch (error) {
         this.#undo(page, at);
         throw error;
@@ -180,7 +183,7 @@ export class PageTable {
   unmap(page: number, count: number): number {
     const end = page + count;
     let at = page;
-    const { present, large } = this.format;
+    const { present, kindMask, tableKind } = this.format;
     while (at < end && at < this.pageLimit) {
       const { words, live } = this.pool;
       const lower = at & 0x3ffff;
@@ -195,7 +198,7 @@ export class PageTable {
         index = indexAt(level, lower, upper);
         low = words[(table << 10) | (index << 1)]!;
         if ((low & present) === 0) return at - page;
-        if (level === 0 || (low & large) !== 0) break;
+        if (level === 0 || (low & kindMask) !== tableKind[level]) break;
         table = low >>> 12;
       }
       const pages = LEAF_PAGES[level]!;
@@ -211,7 +214,7 @@ export class PageTable {
         word += 2;
         if (index === 512 || at >= end) break;
         low = words[word]!;
-      } while ((low & present) !== 0 && (level === 0 || (low & large) !== 0));
+      } while ((low & present) !== 0 && (level === 0 || (low & kindMask) !== tableKind[level]));
       live[table]! -= removed;
       if (live[table] === 0) this.#prune(level, lower, upper);
       if (index < 512 && at < end && (low & present) === 0) break;
@@ -284,8 +287,8 @@ export class PageTable {
   }
 
   /** Writes up to `count` leaves into one table. Returns how many, or -1 - n when the one after n was taken. */
-  #fill(page: number, physicalPage: number, count: number, level: number, bits: number): number {
-    const { present, large, table: tableBits } = this.format;
+  #fill(page: number, physicalPage: number, count: number, level: number, bits: number, bitsHigh: number): number {
+    const { present, kindMask, tableKind, table: tableBits, tableHigh } = this.format;
     const lower = page & 0x3ffff;
     const upper = (page / 0x40000) | 0;
     const path = this.#path;
@@ -296,11 +299,12 @@ export class PageTable {
       const low = this.pool.words[word]!;
       if ((low & present) === 0) {
         const child = this.#allocate(at, lower, upper);
-        this.pool.words[word] = (child << 12) | tableBits;
+        this.pool.words[word] = (child << 12) | tableBits | tableKind[at]!;
+        this.pool.words[word + 1] = tableHigh;
         this.pool.live[table]! += 1;
         table = child;
       } else {
-        if ((low & large) !== 0) return -1;
+        if ((low & kindMask) !== tableKind[at]) return -1;
         table = low >>> 12;
       }
     }
@@ -315,7 +319,7 @@ export class PageTable {
     for (; done < wanted; done++) {
       if ((words[word]! & present) !== 0) break;
       words[word] = (frame << 12) | bits;
-      words[word + 1] = high;
+      words[word + 1] = high | bitsHigh;
       word += 2;
       frame += step;
       if (frame === 0x100000) {
@@ -362,13 +366,13 @@ export class PageTable {
   }
 
   #destroyTable(table: number, level: number): void {
-    const { present, large } = this.format;
+    const { present, kindMask, tableKind } = this.format;
     const words = this.pool.words;
     const first = table * TABLE_WORDS;
     if (level > 0) {
       for (let i = 0; i < TABLE_WORDS; i += 2) {
         const low = words[first + i]!;
-        if ((low & present) !== 0 && (low & large) === 0) this.#destroyTable(low >>> 12, level - 1);
+        if ((low & present) !== 0 && (low & kindMask) === tableKind[level]) this.#destroyTable(low >>> 12, level - 1);
       }
     }
     words.fill(0, first, first + TABLE_WORDS);

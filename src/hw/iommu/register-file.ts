@@ -160,7 +160,8 @@ export class RegisterFile {
       case Register.PQA + 4: {
         this.#stored[offset / 4] = value;
         const low = this.#stored[Register.PQA / 4]!;
-        return devices.queue.setBase(value * 0x10_0000 + (low >>> 12), low & 7);
+        devices.queue.setBase(value * 0x10_0000 + (low >>> 12), low & 7);
+        return;
       }
       case Register.CCMD + 4:
         this.#contextCommand(value);

@@ -12,7 +12,7 @@
  *
  * R = W = 0 is not present. Bits 10 and 52 to 63 are software's.
  */
-import type { PageTableFormat } from './format.ts';
+import { type PageTableFormat, SAME_KIND } from './format.ts';
 
 export const SS_R = 1 << 0;
 export const SS_W = 1 << 1;
@@ -25,10 +25,14 @@ export const vtdss: PageTableFormat = {
   name: 'vtdss',
   widths: { 3: 39, 4: 48, 5: 57 },
   present: SS_R | SS_W,
-  large: SS_PS,
+  kindMask: SS_PS,
+  tableKind: SAME_KIND,
   table: SS_R | SS_W,
+  tableHigh: 0,
   accessed: SS_A,
   dirty: SS_D,
   snoop: SS_SNP,
+  permissionsInHigh: undefined,
   leaf: (level, prot, isSnooped) => (prot & (SS_R | SS_W)) | (level > 0 ? SS_PS : 0) | (isSnooped ? SS_SNP : 0),
+  leafHigh: () => 0,
 };

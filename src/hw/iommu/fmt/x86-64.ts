@@ -14,7 +14,7 @@
  * Addresses are sign-extended. Tables that the host makes have U and A everywhere, and D in leaves that can be written, so that
  * hardware need not write to them.
  */
-import type { PageTableFormat } from './format.ts';
+import { type PageTableFormat, SAME_KIND } from './format.ts';
 
 export const FS_P = 1 << 0;
 export const FS_RW = 1 << 1;
@@ -30,10 +30,14 @@ export const x86_64: PageTableFormat = {
   name: 'x86-64',
   widths: { 4: 48, 5: 57 },
   present: FS_P,
-  large: FS_PS,
+  kindMask: FS_PS,
+  tableKind: SAME_KIND,
   table: FS_P | FS_RW | FS_US | FS_A,
+  tableHigh: 0,
   accessed: FS_A,
   dirty: FS_D,
   snoop: 0,
+  permissionsInHigh: undefined,
   leaf: (level, prot) => FS_P | FS_US | FS_A | ((prot & 2) !== 0 ? FS_RW | FS_D : 0) | (level > 0 ? FS_PS : 0),
+  leafHigh: () => 0,
 };
