@@ -6,6 +6,7 @@ import type { PciFunction } from '../../hw/pci/function.ts';
 import { DMA_MAPPING_ERROR, DmaApi, type DmaApiOptions, type DmaDevice } from './dma-api.ts';
 import { FlushQueue } from './dma-api-flush-queue.ts';
 import { endpoint, IommuMachine, type MachineOptions, refuses } from './test-machine.ts';
+import { svmWorld } from './test-svm.ts';
 
 const BOUNCE = { firstPage: 0x100, count: 64 };
 
@@ -303,4 +304,23 @@ test('the reader of addresses is not misled: what cannot be mapped leaves nothin
   assert.equal(device.mapPage(2 ** 41, 0, 4096, 'to-device'), DMA_MAPPING_ERROR);
   const { iova } = api.spaceOf(machine.core.groupOf(fn))!;
   assert.equal(iova.cached, 1, 'the IOVA went back');
+});
+
+test('I-76: physical, by IOVA, or by IOVA once translated (ATS): the same data; after the unmap the device was told to forget', () => {
+  const { machine, devices } = svmWorld();
+  const [{ fn, group, asker } = assert.fail()] = devices;
+  const device = new DmaApi(machine.memory).device(fn, group);
+  machine.ram.set([4, 5, 6], 9 * 4096 + 100);
+  const physical = new Uint8Array(3);
+  machine.memory.read(machine.ramPage + 9, 100, physical);
+  const address = device.mapPage(machine.ramPage + 9, 100, 3, 'bidirectional');
+  const plain = new Uint8Array(3);
+  assert.equal(fn.dma.read(address, plain), undefined);
+  const translated = asker.read(address, 3, -1);
+  assert.deepEqual([physical, plain, translated], Array(3).fill(Uint8Array.of(4, 5, 6)));
+  const forgotten: number[] = [];
+  fn.dma.onAtcInvalidate = ({ firstPage }) => forgotten.push(firstPage) > 0;
+  device.unmapPage(address, 3, 'bidirectional');
+  assert.deepEqual(forgotten, [Math.floor(address / 4096)]);
+  assert.equal(asker.read(address, 3, -1), 'invalid');
 });
