@@ -15,6 +15,8 @@ static struct {
 	size_t length;
 } prefix[PREFIX_MAX];
 static int prefix_count;
+#define KVM_NODE "/dev/kvm"
+static int has_kvm; /* else the node is the system's */
 
 static int below(const char *path, const char *folder, size_t n)
 {
@@ -23,7 +25,7 @@ static int below(const char *path, const char *folder, size_t n)
 
 static int kind_of(const char *p)
 {
-	if (!strncmp(p, "/dev/", 5)) return below(p, "/dev/vfio", 9) || !strcmp(p, "/dev/iommu") || !strcmp(p, "/dev/kvm") ? PLACE_DEV : PLACE_NONE;
+	if (!strncmp(p, "/dev/", 5)) return below(p, "/dev/vfio", 9) || !strcmp(p, "/dev/iommu") || (has_kvm && !strcmp(p, KVM_NODE)) ? PLACE_DEV : PLACE_NONE;
 	for (int i = 0; i < prefix_count; i++)
 		if (below(p, prefix[i].text, prefix[i].length)) return PLACE_SYS;
 	return PLACE_NONE;
@@ -229,7 +231,8 @@ void paths_init(void)
 		if (next) *next++ = 0;
 		size_t n = strlen(p);
 		while (n > 1 && p[n - 1] == '/') p[--n] = 0;
-		if (p[0] == '/' && n > 1 && prefix_count < PREFIX_MAX) {
+		if (!strcmp(p, KVM_NODE)) has_kvm = 1;
+		else if (p[0] == '/' && n > 1 && prefix_count < PREFIX_MAX) {
 			prefix[prefix_count].text = p;
 			prefix[prefix_count++].length = n;
 			first_letter[(unsigned char)p[1]] = 1;

@@ -33,6 +33,12 @@ export interface InterruptInvariants {
   vms: number;
 }
 
+/** What of the machine's interrupts is counted. */
+interface Watched {
+  readonly used: number;
+  readonly bypass: { readonly registered: number } | undefined;
+}
+
 export class Counters {
   readonly #physical: PhysicalMemory;
   readonly #mms = new Set<Mm>();
@@ -41,14 +47,14 @@ export class Counters {
   #files = 0;
   #vfio: VfioCore | undefined;
   #vfio2011: Vfio2011 | undefined;
-  #interrupts: { readonly used: number; readonly bypass: { readonly registered: number } } | undefined;
+  #interrupts: Watched | undefined;
   #kvm: { readonly vms: number } | undefined;
 
   constructor(physical: PhysicalMemory) {
     this.#physical = physical;
   }
 
-  watchInterrupts(interrupts: { readonly used: number; readonly bypass: { readonly registered: number } }): void {
+  watchInterrupts(interrupts: Watched): void {
     this.#interrupts = interrupts;
   }
 
@@ -106,7 +112,7 @@ export class Counters {
   interruptsNow(): InterruptInvariants {
     return {
       irqs: this.#interrupts?.used ?? 0,
-      bypasses: this.#interrupts?.bypass.registered ?? 0,
+      bypasses: this.#interrupts?.bypass?.registered ?? 0,
       vms: this.#kvm?.vms ?? 0,
     };
   }

@@ -59,7 +59,7 @@ export class Drivers implements DriverControl {
       groupOf,
       sets: this.#sets,
       allocateIrqs: (fn, handlers) => parts.interrupts.allocate(fn, handlers),
-      bypass: parts.interrupts.bypass,
+      ...(parts.interrupts.bypass !== undefined && { bypass: parts.interrupts.bypass }),
       ...(random !== undefined && { makeToken: () => random(16) }),
     };
     for (const driver of allHostDrivers(removeVirtualFunctions)) this.bus.register(driver);

@@ -11,7 +11,8 @@ import { IrqRemapping, type RemappedIrq } from '../kernel/iommu/irq-remapping.ts
 
 export class Interrupts {
   readonly processors = new HostInterrupts();
-  readonly bypass = new IrqBypass();
+  /** Undefined: the machine has no virtual machines, so that nothing is to be brought together. */
+  readonly bypass: IrqBypass | undefined;
   readonly #tables = new Map<IommuUnit, IrqRemapping>();
   readonly #unitOf: (fn: PciFunction) => IommuUnit | undefined;
 
@@ -20,8 +21,10 @@ export class Interrupts {
     units: readonly IommuUnit[],
     unitOf: (fn: PciFunction) => IommuUnit | undefined,
     physical: PhysicalMemory,
+    hasVirtualMachines: boolean,
   ) {
     this.#unitOf = unitOf;
+    this.bypass = hasVirtualMachines ? new IrqBypass() : undefined;
     for (const unit of units) {
       if (!unit.capabilities.hasInterruptRemapping) continue;
       const table = new IrqRemapping(unit, physical, this.processors);

@@ -78,7 +78,7 @@ export class Machine {
       unitOf: units.of,
     });
     for (const unit of units.all) this.iommu.units.push(unit);
-    this.interrupts = new Interrupts(units.all, units.of, this.physical);
+    this.interrupts = new Interrupts(units.all, units.of, this.physical, hasKvm(config));
     this.pci = new PciTree({
       memory: this.physical,
       log: platform.log,
@@ -259,11 +259,12 @@ export class Machine {
 
   #makeKvm({ options }: HostConfig): KvmHost | undefined {
     const { kvm } = options ?? {};
-    if (kvm === undefined || kvm === false) return undefined;
+    const { bypass } = this.interrupts;
+    if (kvm === undefined || kvm === false || bypass === undefined) return undefined;
     const host = new KvmHost({
       memory: this.physical,
       interrupts: this.interrupts.processors,
-      bypass: this.interrupts.bypass,
+      bypass,
       ...(kvm !== true && kvm.policy !== undefined && { policy: kvm.policy }),
       ...(kvm !== true &&
         kvm.platformHonoursNoSnoop !== undefined && { platformHonoursNoSnoop: kvm.platformHonoursNoSnoop }),
@@ -291,6 +292,11 @@ export class Machine {
       ...this.tree.list('/sys/module').map((name) => `/sys/module/${name}`),
     ];
     return [...fixed, ...new Set(roots.filter((root) => root !== undefined))].sort((a, b) => b.length - a.length);
+  }
+
+  /** Nodes that are the machine's beside those of VFIO: without them these names are the system's. */
+  get otherNodes(): string[] {
+    return this.kvm === undefined ? [] : ['/dev/kvm'];
   }
 
   createProcess(
@@ -364,6 +370,11 @@ export class Machine {
   functions(): PciFunction[] {
     return this.pci.functions();
   }
+}
+
+/** Whether the machine has a /dev/kvm of its own. */
+function hasKvm({ options }: HostConfig): boolean {
+  return options?.kvm !== undefined && options.kvm !== false;
 }
 
 /** The units of a host file and who serves which function. */

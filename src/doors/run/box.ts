@@ -46,6 +46,8 @@ export interface BoxAddress {
   readonly plan: string | undefined;
   /** Whether the control socket is there. */
   readonly hasControl: boolean;
+  /** Nodes outside of /dev/vfio and /dev/iommu that are the box's. */
+  readonly nodes: readonly string[];
   /** Eventfd that ends the box when it is written to. */
   readonly stop: number;
 }
@@ -125,7 +127,14 @@ export class Box {
       writeFileSync(plan, `${mountPlan(prefixes, folder, stash).join('\n')}\n`);
     }
     this.#control = this.#listenForControl(options.control);
-    this.address = { socket, prefixes, plan, stop, hasControl: this.#control !== undefined };
+    this.address = {
+      socket,
+      prefixes,
+      plan,
+      stop,
+      hasControl: this.#control !== undefined,
+      nodes: this.machine.otherNodes,
+    };
     this.#loop.onError = (error) => this.#bug(error, 'an event');
     this.#loop.onIdle = () => {
       this.#flush();

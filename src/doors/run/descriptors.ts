@@ -125,15 +125,17 @@ export class Eventfd implements EventContext {
   readonly #fd: number;
   #slot = -1;
   #isOpen = true;
+  #identity: string | undefined;
 
   constructor(loop: EventLoop, fd: number) {
     this.#loop = loop;
     this.#fd = fd;
   }
 
-  /** The kernel's own number of the counter. */
+  /** The kernel's own number of the counter; looked up at the first use, which is before the end. */
   get identity(): string | undefined {
-    return eventfdIdentity(this.#fd);
+    this.#identity ??= this.#isOpen ? eventfdIdentity(this.#fd) : undefined;
+    return this.#identity;
   }
 
   signal(count = 1): void {

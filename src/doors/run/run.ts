@@ -200,7 +200,7 @@ class Child {
         ...process.env,
         VFIOBOX_SOCKET: address.socket,
         VFIOBOX_ROOT: folder,
-        VFIOBOX_PATHS: address.prefixes.join(':'),
+        VFIOBOX_PATHS: [...address.prefixes, ...address.nodes].join(':'),
         VFIOBOX_PRELOAD: built('libvfiobox.so'),
         ...(options.sysfs === 'mount' ? { VFIOBOX_SYSFS_WANTED: 'mount' } : {}),
       },

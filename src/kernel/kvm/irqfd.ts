@@ -22,6 +22,8 @@ class Irqfd implements BypassConsumer {
   readonly gsi: number;
   readonly event: EventContext;
   readonly resample: EventContext | undefined;
+  /** The eventfd itself; undefined where it cannot be told from others. */
+  readonly token: unknown;
   /** Set while the manager has brought a device's interrupt here. */
   producer: BypassProducer | undefined;
   /** The processor that the device's interrupt is posted to. */
@@ -33,10 +35,7 @@ class Irqfd implements BypassConsumer {
     this.gsi = gsi;
     this.event = event;
     this.resample = resample;
-  }
-
-  get token(): unknown {
-    return this.event.identity;
+    this.token = event.identity;
   }
 
   addProducer(producer: BypassProducer): void {
@@ -156,9 +155,10 @@ export class Irqfds {
 
   #deassign(task: Task, fd: number, gsi: number): void {
     const event = task.eventfd(fd | 0);
+    const token = event.identity;
     event.close();
     for (const irqfd of [...this.#all]) {
-      if (irqfd.gsi === gsi && irqfd.token !== undefined && irqfd.token === event.identity) this.#remove(irqfd);
+      if (irqfd.gsi === gsi && token !== undefined && irqfd.token === token) this.#remove(irqfd);
     }
   }
 
