@@ -129,6 +129,9 @@ for (const [revision, flags] of [
       'memory "by DMA, in 2011"',
       'unmapped page ""',
     ];
-    assert.deepEqual(outcome.stdout.trim().split('\n'), [...once, ...once, '0', '0', '0', '0', '0'], outcome.story);
+    const lines = outcome.stdout.trim().split('\n');
+    assert.deepEqual(lines.slice(0, 2 * once.length), [...once, ...once], outcome.story);
+    const counters = lines.slice(2 * once.length);
+    assert.ok(counters.length >= 5 && counters.every((count) => count === '0'), outcome.story);
   });
 }
