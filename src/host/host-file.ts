@@ -26,8 +26,27 @@ export interface FunctionConfig {
   bars?: Record<string, number | string> | undefined;
   interruptLine?: number | undefined;
   untrusted?: boolean | undefined;
+  /** Bus numbers that the bridge keeps for what may come behind it: the highest one. */
+  subordinate?: number | undefined;
+  /** The multifunction bit, where it does not follow from who stands in the slot. */
+  multifunction?: boolean | undefined;
+  /** Virtual functions (SR-IOV) that exist at start. */
+  numVfs?: number | undefined;
+  /** Whether the device is safe to hand out as it is; a mark for people. */
+  wellBehaved?: 'yes' | 'vf' | 'unknown' | 'backdoor' | undefined;
+  quirks?: QuirksConfig | undefined;
   /** Further devfns (`slot.function`) on the same bus that this function's DMA may carry. */
   dmaAliases?: string[] | undefined;
+}
+
+/** Marks of a function that does not behave as its registers say (`IsolationMarks` of hw/pci). */
+export interface QuirksConfig {
+  acsOverride?: boolean | undefined;
+  bridgeTranslationRoot?: boolean | undefined;
+  bridgeNoAlias?: boolean | undefined;
+  pcieBridgeAlias?: boolean | undefined;
+  /** Address of the function in whose name this one does DMA; it stands before this one in the list. */
+  realDmaDevice?: string | undefined;
 }
 
 export interface UnitConfig {
@@ -61,6 +80,8 @@ export interface HostConfig {
   name: string;
   description?: string | undefined;
   iommu: { units: UnitConfig[] };
+  /** Root buses beside bus 0 of each segment, as `0000:80`. */
+  roots?: string[] | undefined;
   functions: FunctionConfig[];
   /** The order in which functions get their drivers (and vfio numbers); those not named follow in bus order. */
   bindOrder?: string[] | undefined;
@@ -98,7 +119,7 @@ function presetPath(name: string): URL {
   return new URL(`../../../hosts/${name}.json`, import.meta.url);
 }
 
-const FUNCTION_ADDRESS = /^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/;
+const FUNCTION_ADDRESS = /^(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/;
 
 /** An address in a host file. */
 function addressSchema(z: typeof zod) {
@@ -128,6 +149,20 @@ function functionSchema(z: typeof zod) {
         .optional()
         .describe('Driver bound at start; vfio-pci gives the function to programs'),
       secondary: z.int().min(1).max(255).optional().describe('Bus number behind this bridge'),
+      subordinate: z.int().min(1).max(255).optional().describe('Highest bus number that this bridge keeps'),
+      multifunction: z.boolean().optional().describe('The multifunction bit, where it does not follow from the slot'),
+      numVfs: z.int().min(1).max(65535).optional().describe('Virtual functions that exist at start'),
+      wellBehaved: z.enum(['yes', 'vf', 'unknown', 'backdoor']).optional().describe('Whether it is safe to hand out'),
+      quirks: z
+        .strictObject({
+          acsOverride: z.boolean().optional().describe('Verdict of the ACS test, whatever the registers say'),
+          bridgeTranslationRoot: z.boolean().optional().describe('Aliases above this bridge do not matter'),
+          bridgeNoAlias: z.boolean().optional().describe('PCIe-to-PCI bridge that passes requester IDs through'),
+          pcieBridgeAlias: z.boolean().optional().describe('Conventional bridge that behaves as a PCIe-to-PCI bridge'),
+          realDmaDevice: address.optional().describe('The function in whose name this one does DMA'),
+        })
+        .optional()
+        .describe('Marks of a function that does not behave as its registers say'),
       group: z.int().min(0).optional().describe('Pins the id of the IOMMU group that this function founds'),
       bars: z
         .record(z.string().regex(/^[0-5]$/, 'expected a BAR index 0 to 5'), busAddress)
@@ -162,6 +197,10 @@ export function hostSchema(z: typeof zod) {
         }),
       ),
     }),
+    roots: z
+      .array(z.string().regex(/^[0-9a-f]{4,8}:[0-9a-f]{2}$/, 'expected a bus such as "0000:80"'))
+      .optional()
+      .describe('Root buses beside bus 0 of each segment'),
     functions: z.array(fn),
     bindOrder: z.array(address).optional(),
     api: api.optional(),

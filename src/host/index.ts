@@ -11,6 +11,15 @@ export { models } from './catalog.ts';
 export type { Invariants } from './counters.ts';
 export type { DmaMiss } from './demand-upstream.ts';
 export { explainDma } from './dma-refusals.ts';
+export {
+  type ExplainedGroup,
+  type ExplainedJoin,
+  type ExplainedMember,
+  type ExplainedPair,
+  explainGroups,
+  PAIRS_UP_TO,
+  shortAddress,
+} from './explain-groups.ts';
 export { decodeFaultLog, type FaultReport, faultReportLines } from './fault-report/report.ts';
 export {
   type HostConfig,
@@ -21,6 +30,7 @@ export {
   parseText,
   presetNames,
 } from './host-file.ts';
+export { type ImportOptions, importHost, loadHostOrDump } from './import/index.ts';
 export { loadModel } from './load-model.ts';
 export { Machine } from './machine.ts';
 export type { NodeStat } from './nodes.ts';

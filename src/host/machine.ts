@@ -89,7 +89,7 @@ export class Machine {
       },
     });
     const placed = placeFunctions(config, this.pci, platform);
-    this.described = new Map(placed);
+    this.described = new Map([...placed].filter(([fn]) => !fn.isVirtfn));
     this.iommu.reserveIds([...placed.values()].flatMap(({ group }) => (group === undefined ? [] : [group])));
 
     this.vfio = new VfioCore({

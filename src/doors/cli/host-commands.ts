@@ -1,23 +1,7 @@
 /** `vfiobox host ls|groups|check`: the machine of a host file, for people. Nothing of the system is touched. */
-import { type HostConfig, HostFileError, loadHost, Machine, ManualClock } from '../../host/index.ts';
-
-/** Names of classes, by their upper 16 bits; what is missing is shown as a number. */
-const classNames: Readonly<Record<number, string>> = {
-  255: 'Unclassified device',
-  512: 'Ethernet controller',
-  640: 'Network controller',
-  768: 'VGA compatible controller',
-  1408: 'Memory controller',
-  1536: 'Host bridge',
-  1537: 'ISA bridge',
-  1540: 'PCI bridge',
-  1792: 'Serial controller',
-  1920: 'Communication controller',
-  2176: 'System peripheral',
-  2880: 'Co-processor',
-  4608: 'Processing accelerator',
-  65280: 'Unassigned class',
-};
+import { type HostConfig, HostFileError, loadHostOrDump, Machine, ManualClock } from '../../host/index.ts';
+import { describeClass } from './class-names.ts';
+import { type GroupsFlags, groupsWhy } from './host-groups.ts';
 
 type Fn = ReturnType<Machine['functions']>[number];
 
@@ -25,8 +9,7 @@ const hex = (value: number, digits: number): string => value.toString(16).padSta
 const shortName = (fn: Fn): string => fn.name.replace(/^0000:/, '');
 
 function describe(fn: Fn): string {
-  const kind = fn.class24 >>> 8;
-  return `${classNames[kind] ?? `Class ${hex(kind, 4)}`}: ${hex(fn.vendor, 4)}:${hex(fn.device, 4)} (rev ${hex(fn.revision, 2)})`;
+  return `${describeClass(fn.class24)}: ${hex(fn.vendor, 4)}:${hex(fn.device, 4)} (rev ${hex(fn.revision, 2)})`;
 }
 
 /** The machine of a host file, for looking at: nothing of the system is touched. */
@@ -98,14 +81,35 @@ export function hostCommands(
   out: (text: string) => void,
   fail: (message: string) => number,
 ): number {
-  let lines: string[];
+  return printed(out, fail, () => {
+    const machine = build(loadHostOrDump(host));
+    const lines = command === 'ls' ? list(machine) : check(machine);
+    return `${lines.join('\n')}\n`;
+  });
+}
+
+/** `host groups`: with `why`, the reasons pair by pair, of all groups or of that of `address`. */
+export function hostGroups(
+  request: GroupsFlags & { readonly host: string; readonly why: boolean; readonly address?: string | undefined },
+  out: (text: string) => void,
+  fail: (message: string) => number,
+): number {
+  return printed(out, fail, () => {
+    const machine = build(loadHostOrDump(request.host));
+    if (!request.why) return `${listGroups(machine).join('\n')}\n`;
+    return groupsWhy(machine, request.address, request);
+  });
+}
+
+/** Nothing is written when the text cannot be made. */
+function printed(out: (text: string) => void, fail: (message: string) => number, make: () => string): number {
+  let text: string;
   try {
-    const machine = build(loadHost(host));
-    lines = command === 'ls' ? list(machine) : command === 'groups' ? listGroups(machine) : check(machine);
+    text = make();
   } catch (error) {
     if (!(error instanceof HostFileError)) throw error;
     return fail(error.message);
   }
-  out(`${lines.join('\n')}\n`);
+  out(text);
   return 0;
 }

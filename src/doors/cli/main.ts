@@ -163,8 +163,47 @@ export async function main(args: readonly string[], streams: Streams = standard)
       });
   };
   hostCommand('ls', 'list its functions, as lspci does');
-  hostCommand('groups', 'list its IOMMU groups, and why each member is where it is');
+  host
+    .command('groups')
+    .description('list its IOMMU groups, and why each member is where it is')
+    .argument('[bdf]', 'only the group of this function, e.g. 00:04.0')
+    .addOption(hostOption())
+    .option('--why', 'for each pair of members: what joins them, and what would part them', false)
+    .addOption(new Option('--json', 'the same as JSON').conflicts(['dot', 'svg']))
+    .addOption(new Option('--dot', 'a drawing for Graphviz').conflicts(['json', 'svg']))
+    .addOption(new Option('--svg', 'a drawing').conflicts(['json', 'dot']))
+    .addOption(
+      new Option('--box <name|pid|path>', 'instead: a box that is running').conflicts([
+        ...['host', 'why', 'json', 'dot', 'svg'],
+      ]),
+    )
+    .action(async (address: string | undefined, options: GroupsOptions) => {
+      const { host: machine, json, dot, svg, box } = options;
+      if (box !== undefined) {
+        status = await showBox('groups', box, { ...streams, fail });
+        return;
+      }
+      const { hostGroups } = await import('./host-commands.ts');
+      const why = options.why || address !== undefined || json === true || dot === true || svg === true;
+      const form = { json: json ?? false, dot: dot ?? false, svg: svg ?? false };
+      status = hostGroups({ host: machine, why, address, ...form }, streams.out, fail);
+    });
   hostCommand('check', 'check a host file');
+  host
+    .command('import')
+    .description('make a host file of a dump of a real machine')
+    .argument('<source>', 'a copied /sys/bus/pci/devices, or a file: lspci -xxxx -D, umockdev-record, lspci -t')
+    .option('-o, --output <file>', 'where to write the host file, instead of standard output')
+    .option('--name <name>', 'its name, instead of that of the source')
+    .addOption(
+      new Option('--acs <state>', 'state of ACS: as it was dumped, as Linux switches it on, or what the dump suggests')
+        .choices(['auto', 'dumped', 'boot'])
+        .default('auto'),
+    )
+    .action(async (source: string, options: ImportFlags) => {
+      const { hostImport } = await import('./host-import.ts');
+      status = hostImport({ source, ...options }, streams, fail);
+    });
   addBoxCommands(host, { ...streams, fail }, (ended) => {
     status = ended;
   });
@@ -232,6 +271,21 @@ interface WalkFlags {
   host: string;
   box?: string;
   json: boolean;
+}
+
+interface ImportFlags {
+  output?: string;
+  name?: string;
+  acs: 'auto' | 'dumped' | 'boot';
+}
+
+interface GroupsOptions {
+  host: string;
+  box?: string;
+  why: boolean;
+  json?: boolean;
+  dot?: boolean;
+  svg?: boolean;
 }
 
 interface RunFlags {

@@ -1,5 +1,5 @@
 /** `vfiobox walk`: what the IOMMU does with one address, step by step. */
-import { HostFileError, loadHost, type WalkReport, walkLines, walkOf } from '../../host/index.ts';
+import { HostFileError, loadHostOrDump, type WalkReport, walkLines, walkOf } from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import type { BoxStreams } from './box-commands.ts';
 import { build } from './host-commands.ts';
@@ -29,7 +29,7 @@ export function walkInHost(
   fail: (message: string) => number,
 ): number {
   try {
-    const report = walkOf(build(loadHost(host)), request.device, request.pasid, request.iova);
+    const report = walkOf(build(loadHostOrDump(host)), request.device, request.pasid, request.iova);
     out(walkText(report, isJson));
     return 0;
   } catch (error) {

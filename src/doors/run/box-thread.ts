@@ -1,6 +1,6 @@
 /** The thread in which a box runs: takes its options by message, says when it listens, and what was left at its end. */
 import { parentPort } from 'node:worker_threads';
-import { HostFileError, loadHost } from '../../host/index.ts';
+import { HostFileError, loadHostOrDump } from '../../host/index.ts';
 import { SystemError } from '../../sys/index.ts';
 import { Box, type BoxAddress, type BoxEnd, type BoxOptions } from './box.ts';
 import { TraceError } from './reporter.ts';
@@ -19,7 +19,7 @@ const tell = (news: BoxNews): void => port.postMessage(news);
 port.once('message', (request: BoxRequest) => {
   let box: Box;
   try {
-    box = new Box({ ...request, host: loadHost(request.host) });
+    box = new Box({ ...request, host: loadHostOrDump(request.host) });
   } catch (error) {
     if (error instanceof HostFileError || error instanceof TraceError || error instanceof SystemError) {
       tell({ kind: 'refused', message: error.message });

@@ -3,7 +3,7 @@
 import { existsSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { parentPort } from 'node:worker_threads';
-import { type DeviceModel, type HostConfig, HostFileError, loadHost, Machine } from '../../host/index.ts';
+import { type DeviceModel, type HostConfig, HostFileError, loadHostOrDump, Machine } from '../../host/index.ts';
 import {
   clearStalePath,
   closeDescriptor,
@@ -195,7 +195,7 @@ async function start(request: ServeRequest): Promise<ServeThread> {
   const { what } = request;
   if ('host' in what) {
     const address = what.device.length === 7 ? `0000:${what.device}` : what.device;
-    return new ServeThread(request, loadHost(what.host), address, new Map());
+    return new ServeThread(request, loadHostOrDump(what.host), address, new Map());
   }
   const { name, models } = await findModel(what.model);
   return new ServeThread(request, hostOfModel(name), MODEL_PLACE, models);

@@ -90,6 +90,11 @@ export class ConfigSpace {
     return bits >>> 0;
   }
 
+  /** Bits of a byte that software clears by writing one. */
+  clearableBits(offset: number): number {
+    return this.#clearable[offset]!;
+  }
+
   watch(offset: number, length: number, watcher: ConfigWatcher): void {
     this.#watches.push({ first: offset, end: offset + length, watcher });
   }

@@ -110,12 +110,21 @@ function functionGroup<G>(f: TopologyFunction, search: Search<G>): Found<G> | un
   return undefined;
 }
 
-/** The groups of functions that are added in this order, as numbers from 0; nothing is made of them. */
-export function groupsOf<F extends TopologyFunction>(order: Iterable<F>, mergesSlots: boolean): Map<F, number> {
+/**
+ * The groups of functions that are added in this order, as numbers from 0; nothing is made of them. `isSameUnit`: whether two functions
+ * can share a group at all.
+ */
+export function groupsOf<F extends TopologyFunction>(
+  order: Iterable<F>,
+  mergesSlots: boolean,
+  isSameUnit: (a: TopologyFunction, b: TopologyFunction) => boolean = () => true,
+): Map<F, number> {
   const groups = new Map<TopologyFunction, number>();
   let next = 0;
   for (const fn of order) {
-    const found = groupOf(fn, (other) => groups.get(other), mergesSlots);
+    const known = (other: TopologyFunction): number | undefined =>
+      isSameUnit(fn, other) ? groups.get(other) : undefined;
+    const found = groupOf(fn, known, mergesSlots);
     groups.set(fn, found === undefined ? next++ : found.group);
   }
   return groups as Map<F, number>;

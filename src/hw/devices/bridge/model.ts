@@ -36,7 +36,7 @@ const acsOptions: Readonly<Record<string, ModelOption>> = {
 };
 
 /** Bits of `SV|RR`, `0x1d`, `none`. EINVAL. */
-function acsBits(model: string, option: string, value: unknown): number {
+export function acsBits(model: string, option: string, value: unknown): number {
   const text = value as string;
   if (text === 'none' || text === '') return 0;
   const number = parseInteger(text);

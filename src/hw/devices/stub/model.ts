@@ -5,13 +5,13 @@
 
 import { Errno } from '../../../lib/errno.ts';
 import * as reg from '../../../uapi/pci-regs.ts';
-import type { BarSpec } from '../../pci/bar.ts';
 import { advancedFeatures, pciExpress, powerManagement } from '../../pci/capabilities.ts';
-import { type DeviceEnvironment, type DeviceModel, parseInteger, readOptions } from '../../pci/device-model.ts';
+import { type DeviceModel, readOptions } from '../../pci/device-model.ts';
 import { acs, aer, ats, pasid, pri, serialNumber } from '../../pci/extended-capabilities.ts';
 import type { CapabilitySpec } from '../../pci/function-spec.ts';
 import { msi } from '../../pci/msi.ts';
 import { msix } from '../../pci/msix.ts';
+import { readBars } from './stub-bars.ts';
 
 export const stub: DeviceModel = {
   name: 'stub',
@@ -61,7 +61,7 @@ export const stub: DeviceModel = {
   create(env, given) {
     const options = readOptions(stub, given);
     const number = (name: string): number => options[name] as number;
-    const bars = (options['bars'] as unknown[]).map((bar, i) => barOf(env, bar, i));
+    const bars = readBars(env, 'stub', 'bars', options['bars'] as unknown[]);
     const shared = bars.flatMap((bar) => (bar.shared === undefined ? [] : [bar.shared]));
     return {
       vendor: number('vendor'),
@@ -108,37 +108,4 @@ function capabilitiesOf(options: Record<string, unknown>): CapabilitySpec[] {
     throw new Errno('EINVAL', "model 'stub': acs, aer, ats, pri, pasidWidth and serial need pcie");
   }
   return [...list, ...extended];
-}
-
-const BAR_FIELDS = ['index', 'kind', 'size', 'is64', 'prefetchable', 'mappable'];
-
-function barOf(env: DeviceEnvironment, given: unknown, position: number): BarSpec {
-  const refuse = (what: string): never => {
-    throw new Errno('EINVAL', `model 'stub', bars[${position}]: ${what}`);
-  };
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) return refuse('must be an object');
-  const bar = given as Record<string, unknown>;
-  for (const name of Object.keys(bar)) {
-    if (!BAR_FIELDS.includes(name)) refuse(`there is no '${name}', only ${BAR_FIELDS.join(', ')}`);
-  }
-  const index = parseInteger(bar['index']) ?? refuse('index must be 0 to 5');
-  if (index > 5) refuse('index must be 0 to 5');
-  const kind = bar['kind'] ?? 'memory';
-  if (kind !== 'memory' && kind !== 'io') return refuse('kind must be memory or io');
-  const size = parseInteger(bar['size']) ?? refuse('size must be a number or a text such as "16M"');
-  const least = kind === 'io' ? 4 : 16;
-  if (size < least || !Number.isInteger(Math.log2(size))) refuse(`size must be a power of two from ${least}`);
-  const flag = (name: string): boolean => {
-    const value = bar[name] ?? false;
-    return typeof value === 'boolean' ? value : refuse(`${name} must be true or false`);
-  };
-  if (kind === 'io' && (flag('is64') || flag('prefetchable') || flag('mappable'))) refuse('ports are none of these');
-  return {
-    index,
-    kind,
-    size,
-    is64: flag('is64'),
-    prefetchable: flag('prefetchable'),
-    ...(flag('mappable') ? { shared: env.allocateShared(`stub-bar${index}`, size) } : {}),
-  };
 }
