@@ -1,7 +1,8 @@
 /** What a descriptor is, and the few things done with files outside node:fs. */
-import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readlinkSync, statSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, statSync, writeSync } from 'node:fs';
 import * as libc from './libc.ts';
 import { must } from './libc.ts';
+import { Region } from './memory.ts';
 
 const F_GETFL = 3;
 const F_DUPFD_CLOEXEC = 1030;
@@ -9,6 +10,10 @@ const F_GET_SEALS = 1034;
 const F_SEAL_SHRINK = 2;
 const S_IFSOCK = 0o140000;
 const MFD_CLOEXEC = 1;
+const AT_EMPTY_PATH = 0x1000;
+const STATX_INO_SIZE = 0x300;
+/** struct statx: the same on every architecture. */
+const stat = new Region(256);
 
 /** What /proc says that a descriptor of ours is: `anon_inode:[eventfd]`, a path, … */
 export function linkOf(fd: number): string {
@@ -19,16 +24,10 @@ export function linkOf(fd: number): string {
   }
 }
 
-/** Device and inode of the file behind a descriptor, as /proc/PID/maps names them, and its length. */
+/** Device and inode of the file behind a descriptor, as /proc/PID/maps names them, and its length. SystemError. */
 export function inodeOf(fd: number): { major: number; minor: number; inode: number; length: number } {
-  const stat = fstatSync(fd, { bigint: true });
-  const dev = stat.dev;
-  return {
-    major: Number(((dev >> 8n) & 0xfffn) | ((dev >> 32n) & 0xfffff000n)),
-    minor: Number((dev & 0xffn) | ((dev >> 12n) & 0xffffff00n)),
-    inode: Number(stat.ino),
-    length: Number(stat.size),
-  };
+  must('statx', libc.statx(fd, '', AT_EMPTY_PATH, STATX_INO_SIZE, stat.address));
+  return { major: stat.u32[34]!, minor: stat.u32[35]!, inode: stat.word(32), length: stat.word(40) };
 }
 
 /** Seals of a memfd; undefined for a file that is none (neither of tmpfs nor of hugetlbfs). */

@@ -30,6 +30,13 @@ export const preadv2 = declare<(fd: N, iov: N, count: N, offset: N, flags: N) =>
 export const fcntl = declare<(fd: N, command: N, argument: N) => N>('fcntl', 'int', ['int', 'int', 'intptr_t']);
 export const ioctl = declare<(fd: N, request: N, argument: N) => N>('ioctl', 'int', ['int', 'ulong', 'uintptr_t']);
 export const poll = declare<(fds: N, count: N, timeout: N) => N>('poll', 'int', ['uintptr_t', 'ulong', 'int']);
+export const statx = declare<(dir: N, path: string, flags: N, mask: N, at: N) => N>('statx', 'int', [
+  'int',
+  'str',
+  'int',
+  'uint',
+  'uintptr_t',
+]);
 export const ftruncate = declare<(fd: N, length: N) => N>('ftruncate', 'int', ['int', 'int64_t']);
 export const mknod = declare<(path: string, mode: N, device: N) => N>('mknod', 'int', ['str', 'uint', 'ulong']);
 

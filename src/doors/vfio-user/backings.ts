@@ -50,7 +50,9 @@ export function fileBacking(fd: number, base: number): MapBacking {
 }
 
 interface Shared {
-  readonly key: string;
+  readonly major: number;
+  readonly minor: number;
+  readonly inode: number;
   readonly map: SharedFileMap;
   users: number;
 }
@@ -60,48 +62,48 @@ const MOST_IDLE = 4;
 
 /** Files that are mapped now: a file that comes with many maps is mapped once, whole. */
 export class MappedFiles {
-  readonly #files = new Map<string, Shared>();
-  #idle: Shared[] = [];
+  /** The one that was used last is the last of the list. */
+  readonly #files: Shared[] = [];
+  #idle = 0;
 
   get count(): number {
-    return this.#files.size;
+    return this.#files.length;
   }
 
   /** The backing of `length` bytes from byte `base` of the file. EINVAL: they are beyond its end, or it cannot be mapped. */
   open(fd: number, base: number, length: number, wantsWrite: boolean): MapBacking {
     const file = this.#find(fd, base + length, wantsWrite);
-    if (file.users === 0) this.#idle = this.#idle.filter((idle) => idle !== file);
+    if (file.users === 0) this.#idle--;
     file.users++;
-    const { map } = file;
-    return {
-      read: (offset, into) => map.read(base + offset, into),
-      write: (offset, from) => map.write(base + offset, from),
-      close: () => {
-        if (--file.users > 0) return;
-        this.#idle.push(file);
-        if (this.#idle.length > MOST_IDLE) this.#drop(this.#idle.shift()!);
-      },
-    };
+    return new MappedBacking(file.map, base, () => this.#leave(file));
   }
 
   /** Unmaps what no map uses. */
   dropIdle(): void {
-    for (const file of this.#idle) this.#drop(file);
-    this.#idle = [];
+    for (const file of this.#files.filter(({ users }) => users === 0)) this.#drop(file);
+  }
+
+  #leave(file: Shared): void {
+    if (--file.users > 0) return;
+    this.#idle++;
+    if (this.#idle > MOST_IDLE) this.#drop(this.#files.find(({ users }) => users === 0)!);
   }
 
   #drop(file: Shared): void {
-    if (this.#files.get(file.key) === file) this.#files.delete(file.key);
+    const at = this.#files.indexOf(file);
+    if (at >= 0) this.#files.splice(at, 1);
+    this.#idle--;
     file.map.close();
   }
 
   #find(fd: number, end: number, wantsWrite: boolean): Shared {
     const { major, minor, inode, length } = statOf(fd);
-    const key = `${major}:${minor}:${inode}`;
-    const known = this.#files.get(key);
-    // A file that was cut is not the one that was mapped.
-    if (known !== undefined && known.map.length >= end && length >= end && (known.map.isWritable || !wantsWrite))
-      return known;
+    for (let i = this.#files.length - 1; i >= 0; i--) {
+      const known = this.#files[i]!;
+      if (known.inode !== inode || known.minor !== minor || known.major !== major) continue;
+      // A file that was cut is not the one that was mapped.
+      if (known.map.length >= end && length >= end && (known.map.isWritable || !wantsWrite)) return known;
+    }
     if (length < end) throw new Errno('EINVAL', `the file has ${length} bytes, the map ends at ${end}`);
     const canWrite = isWritable(fd);
     if (wantsWrite && !canWrite) throw new Errno('EACCES', 'the file cannot be written');
@@ -113,9 +115,35 @@ export class MappedFiles {
       if (error instanceof SystemError) throw new Errno('EINVAL', `the file cannot be mapped (${error.code})`);
       throw error;
     }
-    const file = { key, map, users: 0 };
-    this.#files.set(key, file);
+    const file = { major, minor, inode, map, users: 0 };
+    this.#files.push(file);
+    this.#idle++;
     return file;
+  }
+}
+
+/** A part of a mapped file. */
+class MappedBacking implements MapBacking {
+  readonly #map: SharedFileMap;
+  readonly #base: number;
+  readonly #leave: () => void;
+
+  constructor(map: SharedFileMap, base: number, leave: () => void) {
+    this.#map = map;
+    this.#base = base;
+    this.#leave = leave;
+  }
+
+  read(offset: number, into: Uint8Array): boolean {
+    return this.#map.read(this.#base + offset, into);
+  }
+
+  write(offset: number, from: Uint8Array): boolean {
+    return this.#map.write(this.#base + offset, from);
+  }
+
+  close(): void {
+    this.#leave();
   }
 }
 

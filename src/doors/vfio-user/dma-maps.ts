@@ -19,13 +19,15 @@ export interface DmaMap {
   /** Page of the server's own address space at which it is mapped. */
   readonly vaPage: number;
   readonly backing: MapBacking;
+  /** Whether the IOMMU has it: not before the device first reaches for it. */
+  isMapped: boolean;
 }
 
 /** What a range of DMA_UNMAP meets. */
 export type RangeMeets = { readonly kind: 'nothing' | 'cut' } | { readonly kind: 'whole'; readonly maps: DmaMap[] };
 
 export class DmaMaps {
-  readonly #maps: DmaMap[] = [];
+  #maps: DmaMap[] = [];
 
   get count(): number {
     return this.#maps.length;
@@ -67,6 +69,10 @@ export class DmaMaps {
   remove(map: DmaMap): void {
     const index = this.#indexOf(map.firstPage);
     if (this.#maps[index] === map) this.#maps.splice(index, 1);
+  }
+
+  clear(): void {
+    this.#maps = [];
   }
 
   /** The maps within `count` pages from `firstPage`; `cut`: one of them is only partly within. */

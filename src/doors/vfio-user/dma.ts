@@ -77,23 +77,18 @@ export class ClientDma {
       throw new Errno('EEXIST', `part of ${size} bytes at 0x${addr.toString(16)} is mapped already`);
     }
     if (device.maps.count >= this.#most) throw new Errno('ENOSPC', `${this.#most} maps are there already`);
-    if (addr + size > 1n << 52n)
-      throw new Errno('EINVAL', `0x${addr.toString(16)} is beyond what the IOMMU translates`);
+    if (!device.isTranslated(firstPage, count)) {
+      throw new Errno('EINVAL', `${size} bytes at 0x${addr.toString(16)} are not all translated by the IOMMU`);
+    }
     this.#dropFromWindow(firstPage, count);
     const length = Number(size);
     const iova = Number(addr);
     const address = device.memory.place(iova, length);
     if (address === undefined) throw new Errno('ENOSPC', 'no room is left for maps above 64 TiB');
     const backing = this.#backing(access, iova, offset, length, writable, descriptors[0]);
-    const map: DmaMap = { firstPage, count, readable, writable, vaPage: address / PAGE, backing };
+    const map: DmaMap = { firstPage, count, readable, writable, vaPage: address / PAGE, backing, isMapped: false };
     device.maps.insert(map);
     device.memory.added(map);
-    try {
-      device.map(iova, length, address, readable, writable);
-    } catch (error) {
-      this.#remove(map);
-      throw error;
-    }
   }
 
   /** EINVAL, ENOENT. */
@@ -102,7 +97,9 @@ export class ClientDma {
     if ((flags & ~VFIO_USER_F_DMA_UNMAP_ALL) !== 0) throw new Errno('EINVAL', `flags 0x${flags.toString(16)}`);
     if ((flags & VFIO_USER_F_DMA_UNMAP_ALL) !== 0) {
       if (addr !== 0n || size !== 0n) throw new Errno('EINVAL', 'an address or a size with the flag ALL');
-      for (const map of [...maps.all()]) this.#unmap(map);
+      this.#device.unmapAll();
+      this.#window.length = 0;
+      this.#inWindow.clear();
       return;
     }
     if (size === 0n || addr + size > ADDRESS_END) throw new Errno('EINVAL', `${size} bytes at 0x${addr.toString(16)}`);
@@ -120,8 +117,10 @@ export class ClientDma {
   /** A device reaches for a page without translation. True: it is asked for by message from now on. */
   miss(page: number): boolean {
     const device = this.#device;
+    const map = device.maps.find(page);
     // A map that refuses this access refuses it here, without a message.
-    if (device.maps.find(page) !== undefined || this.#inWindow.has(page)) return false;
+    if (map !== undefined) return !map.isMapped && this.#mapNow(map);
+    if (this.#inWindow.has(page)) return false;
     // A transfer may be under way through pages of the window, so none of them can go now.
     if (this.#window.length >= WINDOW_PAGES) return false;
     const at = this.#window.length;
@@ -134,6 +133,19 @@ export class ClientDma {
       return false;
     }
     this.#inWindow.set(page, at);
+    return true;
+  }
+
+  /** The device reaches for a map for the first time. */
+  #mapNow(map: DmaMap): boolean {
+    const { firstPage, count, vaPage, readable, writable } = map;
+    try {
+      this.#device.map(firstPage * PAGE, count * PAGE, vaPage * PAGE, readable, writable);
+    } catch (error) {
+      if (!(error instanceof Errno)) throw error;
+      return false;
+    }
+    map.isMapped = true;
     return true;
   }
 
@@ -176,11 +188,7 @@ export class ClientDma {
   }
 
   #unmap(map: DmaMap): void {
-    this.#device.unmap(map.firstPage * PAGE, map.count * PAGE);
-    this.#remove(map);
-  }
-
-  #remove(map: DmaMap): void {
+    if (map.isMapped) this.#device.unmap(map.firstPage * PAGE, map.count * PAGE);
     this.#device.memory.removed(map);
     this.#device.maps.remove(map);
     map.backing.close();

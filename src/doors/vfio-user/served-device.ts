@@ -8,14 +8,17 @@ import { Errno } from '../../lib/errno.ts';
 import { closeDescriptor, duplicate, linkOf, type NativeShared } from '../../sys/index.ts';
 import {
   IOMMU_IOAS_ALLOC,
+  IOMMU_IOAS_IOVA_RANGES,
   IOMMU_IOAS_MAP,
   IOMMU_IOAS_MAP_FIXED_IOVA,
   IOMMU_IOAS_MAP_READABLE,
   IOMMU_IOAS_MAP_WRITEABLE,
   IOMMU_IOAS_UNMAP,
   iommu_ioas_alloc,
+  iommu_ioas_iova_ranges,
   iommu_ioas_map,
   iommu_ioas_unmap,
+  iommu_iova_range,
 } from '../../uapi/iommufd.ts';
 import * as uapi from '../../uapi/vfio.ts';
 import { Eventfd } from '../run/descriptors.ts';
@@ -31,6 +34,8 @@ const MAP_SHARED = 1;
 const PROT_READ_WRITE = 3;
 /** Descriptor numbers from here on are those of the message that is handled. */
 const FIRST_OF_MESSAGE = 1 << 16;
+/** The length that stands for the whole address space. */
+const EVERYTHING = (1n << 64n) - 1n;
 const argumentAddress = BigInt(ARGUMENTS);
 
 export interface Region {
@@ -60,6 +65,8 @@ export class ServedDevice {
   readonly #table = new DescriptorTable();
   readonly #iommufd: File;
   readonly #ioas: number;
+  /** Pages that can be mapped. */
+  #translated: readonly { readonly first: number; readonly last: number }[] = [];
   #messageDescriptors: readonly number[] = [];
 
   /** Opens the function at `address` (0000:00:04.0) of the machine. ServeError. */
@@ -83,6 +90,7 @@ export class ServedDevice {
     this.#iommufd = iommufd;
     try {
       this.#ioas = this.#attach(this.#table.install(iommufd));
+      this.#translated = this.#ranges();
       const info = this.#info();
       this.flags = info.flags & (uapi.VFIO_DEVICE_FLAGS_RESET | uapi.VFIO_DEVICE_FLAGS_PCI);
       this.numIrqs = info.num_irqs;
@@ -126,6 +134,11 @@ export class ServedDevice {
     return FIRST_OF_MESSAGE + i;
   }
 
+  /** Whether the IOMMU translates all of these pages: reserved ranges are left out. */
+  isTranslated(firstPage: number, count: number): boolean {
+    return this.#translated.some(({ first, last }) => firstPage >= first && firstPage + count - 1 <= last);
+  }
+
   map(iova: number, length: number, address: number, readable: boolean, writable: boolean): void {
     const flags =
       IOMMU_IOAS_MAP_FIXED_IOVA | (readable ? IOMMU_IOAS_MAP_READABLE : 0) | (writable ? IOMMU_IOAS_MAP_WRITEABLE : 0);
@@ -151,14 +164,25 @@ export class ServedDevice {
     this.#ioctl(this.#iommufd, IOMMU_IOAS_UNMAP, argument);
   }
 
+  /** Everything that is mapped, the window included, by one call. */
+  unmapAll(): void {
+    const { size } = iommu_ioas_unmap;
+    const argument = iommu_ioas_unmap.write({ size, ioas_id: this.#ioas, iova: 0n, length: EVERYTHING });
+    try {
+      this.#ioctl(this.#iommufd, IOMMU_IOAS_UNMAP, argument);
+    } catch (error) {
+      // There was nothing.
+      if (!(error instanceof Errno) || error.code !== 'ENOENT') throw error;
+    }
+    const maps = this.maps.all();
+    this.maps.clear();
+    this.memory.cleared();
+    for (const { backing } of maps) backing.close();
+  }
+
   /** The client is gone: its maps and interrupts end. Registers stay. */
   forgetClient(): void {
-    for (const map of [...this.maps.all()]) {
-      this.unmap(map.firstPage * 4096, map.count * 4096);
-      this.memory.removed(map);
-      this.maps.remove(map);
-      map.backing.close();
-    }
+    this.unmapAll();
     for (let index = 0; index < this.numIrqs; index++) {
       try {
         this.ioctl(
@@ -211,6 +235,28 @@ export class ServedDevice {
       attach.write({ argsz: attachLength, flags: 0, pt_id: out_ioas_id, pasid: 0 }, attachLength),
     );
     return out_ioas_id;
+  }
+
+  #ranges(): { first: number; last: number }[] {
+    const table = iommu_ioas_iova_ranges;
+    const most = 64;
+    const at = 1024;
+    const result = this.#ioctl(
+      this.#iommufd,
+      IOMMU_IOAS_IOVA_RANGES,
+      table.write({
+        size: table.size,
+        ioas_id: this.#ioas,
+        num_iovas: most,
+        __reserved: 0,
+        allowed_iovas: BigInt(ARGUMENTS + at),
+        out_iova_alignment: 0n,
+      }),
+    );
+    return Array.from({ length: Math.min(table.read(result).num_iovas, most) }, (_, i) => {
+      const range = iommu_iova_range.read(this.memory.arguments.subarray(at + i * iommu_iova_range.size));
+      return { first: Number((range.start + 4095n) >> 12n), last: Number((range.last + 1n) >> 12n) - 1 };
+    });
   }
 
   #info(): { flags: number; num_regions: number; num_irqs: number } {

@@ -65,6 +65,12 @@ export class ServerMemory implements UserMemory {
     if (at >= 0) this.#high.splice(at, 1);
   }
 
+  /** All maps are gone. */
+  cleared(): void {
+    this.#last = undefined;
+    this.#high.length = 0;
+  }
+
   windowAddress(page: number): number {
     return WINDOW + page * PAGE;
   }
