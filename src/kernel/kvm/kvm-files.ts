@@ -48,12 +48,11 @@ export class KvmFile extends File {
       case uapi.KVM_CHECK_EXTENSION:
         return checkExtension(argument);
       case uapi.KVM_GET_VCPU_MMAP_SIZE:
-        needZero(argument);
-        throw new Errno('ENOTTY', NO_PROCESSORS);
+        throw new Errno('EINVAL', NO_PROCESSORS);
       case uapi.KVM_CREATE_VM:
         return this.#createVm(task, argument);
       default:
-        throw new Errno('ENOTTY', `/dev/kvm of the box has no request ${hex(request)}`);
+        throw new Errno('EINVAL', `/dev/kvm of the box has no request ${hex(request)}`);
     }
   }
 
