@@ -48,7 +48,9 @@ export class MockDomain implements PagingDomain {
     this.pgsizeBitmap = kind === MOCK_IOMMUPT_HUGE ? HUGE_SIZES : DEFAULT_SIZES;
     this.firstPage = kind === MOCK_IOMMUPT_HUGE ? 0 : MOCK_APERTURE_START / 4096;
     this.lastPage = kind === MOCK_IOMMUPT_HUGE ? 2 ** (ADDRESS_BITS - 12) - 1 : Math.floor(MOCK_APERTURE_LAST / 4096);
-    this.table = new MockTable(bitsOf(this.pgsizeBitmap));
+    // Programs' memory lies scattered in a real machine, and entries of one page are what its tables get. That neighbours are neighbours
+    // here, too, is the model's doing: it shall not show in dirty bits, which are one for each entry.
+    this.table = new MockTable(kind === MOCK_IOMMUPT_HUGE ? bitsOf(HUGE_SIZES) : [0, 1]);
     if (hasDirtyTracking) this.dirty = this.#tracking();
   }
 
