@@ -5,12 +5,16 @@
  * needs no pins.
  */
 import { Errno } from '../../lib/errno.ts';
+import { Failpoint } from '../../lib/failpoint.ts';
 import { hex, U64_MAX } from '../../lib/pages.ts';
 import { IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.ts';
 import { type IommufdContext, IommufdObject } from './context.ts';
 import { type Access, type Area, lastOf } from './io-pagetable.ts';
 import { getIoas, type Ioas } from './ioas.ts';
 import { show } from './reserved-iovas.ts';
+
+const pinFails = new Failpoint('iommufd:access_pin', 'ENOMEM');
+const copyFails = new Failpoint('iommufd:access_rw', 'EINVAL');
 
 /** The most pages that are pinned by one call. */
 const MOST_PAGES = 2 ** 20;
@@ -110,6 +114,7 @@ export class IommufdAccess extends IommufdObject implements Access {
         }
         if (isWrite && !area.pages.isWritable) throw new Errno('EPERM', `${show(area)} was mapped for reading only`);
         if (area.pages.kind === 'dmabuf') throw new Errno('EINVAL', `${show(area)} is a device's memory, not pages`);
+        pinFails.hit();
         const count = area.placeOf(end).index - from.index + 1;
         area.pages.hold(from.index, count);
         area.accesses++;
@@ -141,6 +146,7 @@ export class IommufdAccess extends IommufdObject implements Access {
     const { iopt } = this.#attached();
     iopt.forEachContiguous(iova, last, (area, first, end) => {
       checkAccess(area, isWrite);
+      copyFails.hit();
       const { index, offset } = area.placeOf(first);
       const part = buffer.subarray(Number(first - iova), Number(end - iova) + 1);
       if (isWrite && !area.pages.isWritable) throw new Errno('EPERM', `${show(area)} was mapped for reading only`);

@@ -5,11 +5,15 @@
  * others must name the same one, and a replacement changes it for all. Each device that follows brings its reserved IOVAs along.
  */
 import { Errno } from '../../lib/errno.ts';
+import { Failpoint } from '../../lib/failpoint.ts';
 import type { IommufdContext } from './context.ts';
 import type { DeviceIommu, NestedDomain } from './device-iommu.ts';
 import type { HwPagetable, HwptDevice } from './hw-pagetable.ts';
 import type { IoPagetable } from './io-pagetable.ts';
 import type { PagingDomain } from './paging-domain.ts';
+
+const attachFails = new Failpoint('iommufd:attach', 'ENOMEM');
+const replaceFails = new Failpoint('iommufd:replace', 'ENOMEM');
 
 /** The attachment of the requester IDs themselves. */
 export const NO_PASID = 0;
@@ -87,6 +91,7 @@ export class IommufdGroup {
     try {
       if (attachment === undefined) {
         this.#check(hwpt, device, pasid);
+        attachFails.hit();
         if (hwpt.fault !== undefined) device.iommu.checkPageRequests?.();
         attachHardware(device.iommu, hwpt.domain, pasid);
       }
@@ -133,6 +138,7 @@ export class IommufdGroup {
     try {
       if (reserves) for (const member of attachment.devices) reserveRanges(ioas.iopt, member);
       this.#check(hwpt, device, pasid);
+      replaceFails.hit();
       if (hwpt.fault !== undefined) device.iommu.checkPageRequests?.();
       if (pasid === NO_PASID) device.iommu.replace(hwpt.domain);
       else device.iommu.replacePasid?.(hwpt.domain, pasid);

@@ -8,9 +8,13 @@
  */
 import type { SharedMemory } from '../../hw/memory/backing.ts';
 import { Errno } from '../../lib/errno.ts';
+import { Failpoint } from '../../lib/failpoint.ts';
 import { IdTable } from '../../lib/id-table.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import type { IommufdShared } from './shared.ts';
+
+const makingFails = new Failpoint('iommufd:object', 'ENOMEM');
+const findingFails = new Failpoint('iommufd:get_object', 'ENOENT');
 
 export type ObjectKind =
   | 'ioas'
@@ -35,6 +39,7 @@ export abstract class IommufdObject {
 
   /** Takes a number; `context.publish` or `context.abandon` follows. */
   constructor(context: IommufdContext) {
+    makingFails.hit();
     this.context = context;
     this.id = context.objects.reserve();
   }
@@ -91,14 +96,13 @@ export class IommufdContext {
 
   /** The object with this number. ENOENT. */
   get(id: number): IommufdObject {
-    const object = this.objects.get(id);
-    if (object === undefined) throw new Errno('ENOENT', `there is no object ${id}`);
-    return object;
+    findingFails.hit();
+    return this.#find(id);
   }
 
   /** Ends a published object. ENOENT: no such number. EBUSY: it is used. */
   destroy(id: number): void {
-    const object = this.get(id);
+    const object = this.#find(id);
     if (object.users > 0) throw new Errno('EBUSY', `${object.kind} ${id} has ${object.users} users`);
     this.#remove(object);
   }
@@ -140,6 +144,12 @@ export class IommufdContext {
     const at = this.mmaps.findIndex(({ start }) => start === offset);
     if (at < 0) throw new Error(`Nothing is mapped at offset 0x${offset.toString(16)}`);
     this.mmaps.splice(at, 1);
+  }
+
+  #find(id: number): IommufdObject {
+    const object = this.objects.get(id);
+    if (object === undefined) throw new Errno('ENOENT', `there is no object ${id}`);
+    return object;
   }
 
   #remove(object: IommufdObject, tombstone = false): void {

@@ -5,6 +5,7 @@
  * tells when there is something.
  */
 import { Errno } from '../../lib/errno.ts';
+import { Failpoint } from '../../lib/failpoint.ts';
 import { IdTable } from '../../lib/id-table.ts';
 import { hex } from '../../lib/pages.ts';
 import {
@@ -19,6 +20,9 @@ import { File, type NewDescriptor, POLLIN, POLLOUT } from '../core/file.ts';
 import type { Task } from '../core/task.ts';
 import { type IommufdContext, IommufdObject } from './context.ts';
 import type { Ucmd } from './ucmd.ts';
+
+/** No descriptor is free for the file of a queue. */
+export const fileFails = new Failpoint('iommufd:file', 'ENOMEM');
 
 /** Page requests of one device that are answered together. */
 export interface FaultGroup {
@@ -158,6 +162,7 @@ export function faultQueueAlloc(ucmd: Ucmd<iommu_fault_alloc>): NewDescriptor {
   const queue = new FaultQueue(context);
   cmd.out_fault_id = queue.id;
   try {
+    fileFails.hit();
     ucmd.respond();
   } catch (error) {
     context.abort(queue);

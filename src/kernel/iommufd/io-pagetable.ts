@@ -20,6 +20,10 @@ const LARGEST_ALIGNMENT = 0x20_0000n;
 const UNMAP_TRIES = 100;
 
 const fillFails = new Failpoint('iommufd:fill', 'ENOMEM');
+const areaFails = new Failpoint('iommufd:area', 'ENOMEM');
+const listFails = new Failpoint('iommufd:pages_list', 'ENOMEM');
+const domainFails = new Failpoint('iommufd:add_domain', 'ENOMEM');
+const accessFails = new Failpoint('iommufd:add_access', 'ENOMEM');
 
 /** One map: a range of IOVAs and the slice of pages behind it. */
 export class Area implements Placed {
@@ -119,6 +123,7 @@ export class IoPagetable {
   /** The slices behind a range that areas cover without a hole, with a reference of their pages each. ENOENT, EINVAL, EOVERFLOW. */
   slices(iova: bigint, length: bigint): Slice[] {
     const last = lastOf(iova, length);
+    listFails.hit();
     const slices: Slice[] = [];
     this.forEachContiguous(iova, last, (area, first, end) => {
       const { index, offset } = area.placeOf(first);
@@ -191,6 +196,7 @@ export class IoPagetable {
 
   /** Enters all areas into a new domain. EINVAL, EADDRINUSE: areas do not fit it. EFAULT, ENOMEM. On failure nothing is changed. */
   addDomain(domain: PagingDomain): void {
+    domainFails.hit();
     const alignment = largest(domain.pgsizeBitmap & -domain.pgsizeBitmap, this.alignment);
     if (alignment > 4096n) throw new Errno('EINVAL', `the smallest page of the table has ${alignment} bytes`);
     if (alignment !== this.alignment) this.#checkAlignment(alignment);
@@ -220,6 +226,7 @@ export class IoPagetable {
   }
 
   addAccess(access: Access): void {
+    accessFails.hit();
     this.accesses.add(access);
     try {
       this.#recalculateAlignment();
@@ -317,6 +324,7 @@ export class IoPagetable {
       throw new Errno('EINVAL', `the memory begins ${slice.pageOffset} bytes behind a page, not at ${this.alignment}`);
     }
     lastOf(iova, slice.length);
+    areaFails.hit();
     return new Area(iova, slice.length, slice.pages, slice.firstIndex, slice.pageOffset, prot);
   }
 

@@ -3,6 +3,7 @@
  * that the program allows for automatic placement. Both lists are short.
  */
 import { Errno } from '../../lib/errno.ts';
+import { Failpoint } from '../../lib/failpoint.ts';
 import { hex, U64_MAX } from '../../lib/pages.ts';
 
 /** Both ends included. */
@@ -15,6 +16,9 @@ interface Reserved extends IovaRange {
   /** The device or page table because of which. */
   readonly owner: object;
 }
+
+const reserveFails = new Failpoint('iommufd:reserve', 'ENOMEM');
+const allowFails = new Failpoint('iommufd:allow', 'ENOMEM');
 
 const overlaps = (a: IovaRange, b: IovaRange): boolean => a.first <= b.last && b.first <= a.last;
 
@@ -30,6 +34,7 @@ export class ReservedIovas {
     if (allowed !== undefined) {
       throw new Errno('EADDRINUSE', `${show(range)} has to be reserved, but ${show(allowed)} is allowed`);
     }
+    reserveFails.hit();
     this.#reserved.push({ first: range.first, last: range.last, owner });
     this.#usable = undefined;
   }
@@ -51,6 +56,7 @@ export class ReservedIovas {
 
   /** Replaces what is allowed; nothing: everything is. EADDRINUSE: a part of it is reserved. */
   allow(ranges: readonly IovaRange[]): void {
+    if (ranges.length > 0) allowFails.hit();
     for (const range of ranges) {
       const reserved = this.find(range);
       if (reserved !== undefined) {

@@ -1,10 +1,14 @@
 /**
  * One call of a program while it is handled: the decoded structure, who made it, and how the answer gets back.
  */
+import { Failpoint } from '../../lib/failpoint.ts';
 import type { Members, Struct, TypeOf } from '../../lib/struct.ts';
 import type { NewDescriptor } from '../core/file.ts';
 import { copyToUser, type Task } from '../core/task.ts';
 import type { IommufdContext } from './context.ts';
+
+/** The structure cannot be copied back: what was done for it has to be undone. */
+export const respondFails = new Failpoint('iommufd:respond', 'EFAULT');
 
 export class Ucmd<T> {
   readonly context: IommufdContext;
@@ -25,6 +29,7 @@ export class Ucmd<T> {
 
   /** Copies the structure back, as much of it as the program knows. EFAULT. */
   respond(): void {
+    respondFails.hit();
     copyToUser(this.task, this.address, this.#encode());
   }
 }

@@ -14,6 +14,7 @@ import {
 import { File, type NewDescriptor, POLLIN } from '../core/file.ts';
 import type { Task } from '../core/task.ts';
 import { IommufdObject } from './context.ts';
+import { fileFails } from './eventq.ts';
 import type { Ucmd } from './ucmd.ts';
 import { type EventSink, getViommu, type Viommu } from './viommu.ts';
 
@@ -137,6 +138,7 @@ export function veventqAlloc(ucmd: Ucmd<iommu_veventq_alloc>): NewDescriptor {
   const queue = new Veventq(viommu, cmd.type, cmd.veventq_depth);
   cmd.out_veventq_id = queue.id;
   try {
+    fileFails.hit();
     ucmd.respond();
   } catch (error) {
     context.abort(queue);

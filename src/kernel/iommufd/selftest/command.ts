@@ -8,7 +8,7 @@ import * as uapi from '../../../uapi/iommufd-test.ts';
 import type { NewDescriptor } from '../../core/file.ts';
 import { copyToUser, type Task } from '../../core/task.ts';
 import type { IommufdContext } from '../context.ts';
-import type { IoctlOp } from '../ucmd.ts';
+import { type IoctlOp, respondFails } from '../ucmd.ts';
 import { accessPages, accessReplaceIoas, accessRw, createAccess, destroyAccessPages } from './access.ts';
 import { addReserved, checkIotlb, checkMap, checkRefs, dirty } from './checks.ts';
 import {
@@ -52,6 +52,7 @@ export class TestCall {
 
   /** Stores one member and copies the structure back. EFAULT. */
   respond<M extends Members>(table: Struct<M>, members: TypeOf<Struct<M>>): void {
+    respondFails.hit();
     table.set(this.#view, uapi.IOMMU_TEST_UNION, members as never);
     copyToUser(this.task, this.#address, this.#bytes.subarray(0, Math.min(this.#userSize, this.#bytes.length)));
   }

@@ -2,6 +2,7 @@
  * Devices of the mock driver. Each has an IOMMU group of its own and does no DMA: what it remembers is which domains it was given.
  */
 import { Errno } from '../../../lib/errno.ts';
+import { Failpoint } from '../../../lib/failpoint.ts';
 import { hex } from '../../../lib/pages.ts';
 import {
   IOMMU_HW_INFO_TYPE_DEFAULT,
@@ -29,6 +30,10 @@ import type { IommufdShared } from '../shared.ts';
 import { cachesOf } from './mock-caches.ts';
 import { allocateMockDomain, allocateMockNested, MockDomain, MockNested } from './mock-domain.ts';
 import { MockViommu } from './mock-viommu.ts';
+
+const deviceFails = new Failpoint('iommufd_mock:device', 'ENOMEM');
+const viommuFails = new Failpoint('iommufd_mock:viommu', 'ENOMEM');
+const attachFails = new Failpoint('iommufd_mock:attach', 'ENOMEM');
 
 type MockTarget = MockDomain | MockNested;
 
@@ -61,6 +66,7 @@ export class MockDevice implements DeviceIommu {
     if ((flags & ~(MOCK_FLAGS_DEVICE_NO_DIRTY | MOCK_FLAGS_DEVICE_PASID)) !== 0) {
       throw new Errno('EINVAL', `flags ${hex(flags)} of a mock device`);
     }
+    deviceFails.hit();
     this.#shared = shared;
     this.hasDirtyTracking = (flags & MOCK_FLAGS_DEVICE_NO_DIRTY) === 0;
     this.maxPasids = (flags & MOCK_FLAGS_DEVICE_PASID) === 0 ? 0 : 2 ** MOCK_PASID_WIDTH;
@@ -97,7 +103,10 @@ export class MockDevice implements DeviceIommu {
 
   viommuOfType(type: number): InitViommu | undefined {
     if (type !== IOMMU_VIOMMU_TYPE_SELFTEST) return undefined;
-    return (core, parent, data) => new MockViommu(core, this.#shared, parent as MockDomain, data);
+    return (core, parent, data) => {
+      viommuFails.hit();
+      return new MockViommu(core, this.#shared, parent as MockDomain, data);
+    };
   }
 
   claim(_owner: object): void {}
@@ -109,6 +118,7 @@ export class MockDevice implements DeviceIommu {
   }
 
   attach(domain: PagingDomain | NestedDomain): void {
+    attachFails.hit();
     const target = ofMock(domain);
     if (target instanceof MockDomain && target.hasDirtyTracking && !this.hasDirtyTracking) {
       throw new Errno('EINVAL', `${this.name} has no dirty bits, and the page table has`);

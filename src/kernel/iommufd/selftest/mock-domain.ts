@@ -1,5 +1,6 @@
 /** Domains of the mock driver: page tables with pages of 2 KiB or of 1 MiB, and guests' tables that only remember four words. */
 import { Errno } from '../../../lib/errno.ts';
+import { Failpoint } from '../../../lib/failpoint.ts';
 import { hex } from '../../../lib/pages.ts';
 import { IOMMU_HWPT_ALLOC_DIRTY_TRACKING, IOMMU_HWPT_ALLOC_PASID } from '../../../uapi/iommufd.ts';
 import {
@@ -20,6 +21,10 @@ import { type InvalidateRequest, type NestedDomain, UserData } from '../device-i
 import type { DirtyTracking, PagingDomain } from '../paging-domain.ts';
 import { GRANULE, MockTable } from './mock-table.ts';
 import type { MockViommu } from './mock-viommu.ts';
+
+const domainFails = new Failpoint('iommufd_mock:domain', 'ENOMEM');
+const nestedFails = new Failpoint('iommufd_mock:nested', 'ENOMEM');
+const mapFails = new Failpoint('iommufd_mock:map', 'ENOMEM');
 
 /** Three levels of 512 entries of 2 KiB: addresses of 38 bits, entries up to a quarter of that. */
 const ADDRESS_BITS = 38;
@@ -45,6 +50,7 @@ export class MockDomain implements PagingDomain {
     if (kind !== MOCK_IOMMUPT_DEFAULT && kind !== MOCK_IOMMUPT_HUGE) {
       throw new Errno('EOPNOTSUPP', `the mock driver has no page tables of kind ${kind}`);
     }
+    domainFails.hit();
     this.pgsizeBitmap = kind === MOCK_IOMMUPT_HUGE ? HUGE_SIZES : DEFAULT_SIZES;
     this.firstPage = kind === MOCK_IOMMUPT_HUGE ? 0 : MOCK_APERTURE_START / 4096;
     this.lastPage = kind === MOCK_IOMMUPT_HUGE ? 2 ** (ADDRESS_BITS - 12) - 1 : Math.floor(MOCK_APERTURE_LAST / 4096);
@@ -90,6 +96,7 @@ export class MockDomain implements PagingDomain {
   }
 
   #enter(granule: number, physical: number, count: number): void {
+    mapFails.hit();
     if (!this.table.map(granule, physical, count)) {
       throw new Errno('ENXIO', `the page table has no pages as small as ${count * GRANULE} bytes`);
     }
@@ -135,6 +142,7 @@ export class MockNested implements NestedDomain {
   readonly viommu: MockViommu | undefined;
 
   constructor(iotlb: number, viommu: MockViommu | undefined) {
+    nestedFails.hit();
     this.iotlb = new Uint32Array(MOCK_NESTED_DOMAIN_IOTLB_NUM).fill(iotlb);
     this.viommu = viommu;
   }
