@@ -33,6 +33,7 @@ export class Drivers implements DriverControl {
   readonly core: PciCore;
   /** vfio-pci's parameter: whether it makes virtual functions. */
   enableSriov: boolean;
+  readonly #listeners: ((fn: PciFunction) => void)[] = [];
   readonly #sets = new DeviceSets();
   readonly #vfio2011: VfioPci2011Driver | undefined;
 
@@ -66,7 +67,11 @@ export class Drivers implements DriverControl {
     const { api2011 } = parts;
     if (api2011?.isAlone !== true) {
       const enableSriov = (): boolean => this.enableSriov;
-      const vfioPci = new VfioPciDriver(parts.vfio, environment, { enableSriov, removeVirtualFunctions });
+      const hidden = (fn: PciFunction): void => {
+        for (const listener of this.#listeners) listener(fn);
+      };
+      const options = { enableSriov, removeVirtualFunctions, hidden };
+      const vfioPci = new VfioPciDriver(parts.vfio, environment, options);
       this.bus.register(vfioPci);
       vfioPci.captureVirtualFunctions(this.bus);
     }
@@ -133,8 +138,9 @@ export class Drivers implements DriverControl {
     return -1;
   }
 
-  /** Calls `listener` when a function got or lost a driver. */
+  /** Calls `listener` when a function got or lost a driver, or cannot be opened any more. */
   onChange(listener: (fn: PciFunction) => void): void {
+    this.#listeners.push(listener);
     this.bus.watch((event, fn) => {
       if (event === 'bound' || event === 'leaving' || event === 'unbound') listener(fn);
     });

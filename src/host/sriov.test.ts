@@ -173,3 +173,29 @@ test('taking virtual functions away waits for the one in use; the others, a seco
   assert.equal(host.machine.drivers.driverOf(host.fn(PF)), undefined);
   assert.deepEqual(host.machine.invariants(), { pins: 0, maps: 0, objects: 0, files: 0, blocks: 0 });
 });
+
+test('virtual functions that were made or taken away while the physical one was open stay so when it is reset and closed', () => {
+  const host = new TestHost('sriov');
+  const first = host.hold(PF);
+  host.write(NUMVFS, '2');
+  const reset = (): number => first.task.ioctl(first.file, uapi.VFIO_DEVICE_RESET);
+  assert.equal(reset(), 0);
+  assert.equal(host.read(NUMVFS), '2\n');
+  first.task.exit();
+  assert.equal(host.read(NUMVFS), '2\n');
+  assert.ok(host.fn(VF1).memoryEnabled);
+  const second = host.hold(PF);
+  assert.equal(host.write(NUMVFS, '0'), 2);
+  second.task.exit();
+  assert.equal(host.read(NUMVFS), '0\n');
+  assert.equal(host.machine.pci.find(VF0), undefined);
+});
+
+test('a virtual function that would stand where something else is: EBUSY, and none is made', () => {
+  const host = new TestHost('sriov');
+  host.machine.plug({ at: '01:01.1', model: 'edu' });
+  assert.equal(host.write(NUMVFS, '1'), 2);
+  assert.equal(host.write(NUMVFS, '0'), 2);
+  assert.equal(host.write(NUMVFS, '2'), 'EBUSY');
+  assert.equal(host.read(NUMVFS), '0\n');
+});

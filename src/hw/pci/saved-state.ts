@@ -1,6 +1,7 @@
 /**
  * What software keeps over a reset and writes back afterwards (the kernel's pci_save_state and pci_restore_state): every register
- * of configuration space that takes writes, and the MSI-X table.
+ * of configuration space that takes writes, and the MSI-X table. How many virtual functions there are is not part of it: they may have come or
+ * gone in between.
  */
 import type { PciFunction } from './function.ts';
 
@@ -20,7 +21,7 @@ export function restoreState(fn: PciFunction, saved: SavedState): void {
   // From the top down, so that BARs are in place before COMMAND lets them answer.
   for (let at = config.length - 4; at >= 4; at -= 4) {
     const writable = config.writableBits(at, 4);
-    if (writable === 0) continue;
+    if (writable === 0 || fn.sriov?.countsAt(at) === true) continue;
     const view = new DataView(saved.config.buffer, saved.config.byteOffset + at, 4);
     const wanted = (view.getUint32(0, true) & writable) >>> 0;
     if ((config.get(at, 4) & writable) >>> 0 !== wanted) config.write(at, 4, wanted);

@@ -79,7 +79,7 @@ export class SriovCapability {
     fn.onReset((kind) => {
       if (this.functions.length > 0) {
         config.set(offset + reg.PCI_SRIOV_NUM_VF, 2, this.functions.length);
-        config.set(offset + reg.PCI_SRIOV_CTRL, 2, reg.PCI_SRIOV_CTRL_VFE);
+        config.set(offset + reg.PCI_SRIOV_CTRL, 2, reg.PCI_SRIOV_CTRL_VFE | reg.PCI_SRIOV_CTRL_MSE);
       }
       for (const virtual of this.functions) virtual.resetHardware(kind === 'bus' ? 'flr' : kind);
     });
@@ -104,7 +104,7 @@ export class SriovCapability {
     if (bar.is64) this.#config.write(at + 4, 4, Math.floor(address / 2 ** 32));
   }
 
-  /** What software does: NumVFs, then VF Enable and VF MSE. EINVAL: more than the function has. EBUSY: some exist already. */
+  /** What software does: NumVFs, then VF Enable and VF MSE. EINVAL: more than the function has. EBUSY: some exist already, or a slot is taken. */
   enable(count: number): void {
     if (count < 1 || count > this.totalVfs) {
       throw new Errno('EINVAL', `${this.#fn.name} has ${this.totalVfs} virtual functions, not ${count}`);
@@ -112,8 +112,25 @@ export class SriovCapability {
     if (this.functions.length > 0) {
       throw new Errno('EBUSY', `${this.functions.length} virtual functions of ${this.#fn.name} exist already`);
     }
+    for (let index = 0; index < count; index++) {
+      const taken = this.#taken(this.ridOf(index));
+      if (taken !== undefined) {
+        throw new Errno('EBUSY', `virtual function ${index} of ${this.#fn.name} would stand where ${taken.name} is`);
+      }
+    }
     this.#config.write(this.offset + reg.PCI_SRIOV_NUM_VF, 2, count);
     this.#config.write(this.offset + reg.PCI_SRIOV_CTRL, 2, reg.PCI_SRIOV_CTRL_VFE | reg.PCI_SRIOV_CTRL_MSE);
+  }
+
+  /** Whether the 32-bit register at `at` says that there are virtual functions, or how many. */
+  countsAt(at: number): boolean {
+    return at === this.offset + reg.PCI_SRIOV_CTRL || at === this.offset + reg.PCI_SRIOV_NUM_VF;
+  }
+
+  /** Who has this requester ID already. */
+  #taken(rid: number): PciFunction | undefined {
+    const { tree, segment } = this.#fn.bus;
+    return tree.findBus(segment, rid >> 8)?.at(rid & 0xff);
   }
 
   get firstOffset(): number {
@@ -146,6 +163,8 @@ export class SriovCapability {
     const { tree } = this.#fn.bus;
     for (let index = 0; index < count; index++) {
       const rid = this.ridOf(index);
+      // Two with one requester ID: on a real bus nobody could tell them apart.
+      if (this.#taken(rid) !== undefined) continue;
       const model = this.#options.virtualFunction(index);
       const spec: FunctionSpec = {
         ...model,

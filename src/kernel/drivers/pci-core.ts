@@ -102,7 +102,8 @@ export class PciCore {
       .reverse();
     inSequence(
       all,
-      (other, next) => this.#bus.release(other, next),
+      // While one is waited for, somebody else may have removed another.
+      (other, next) => (this.#known.has(other) ? this.#bus.release(other, next) : next()),
       () =>
         inSequence(
           all.filter((other) => this.#known.has(other)),
@@ -201,6 +202,8 @@ export class PciCore {
   // ---- within ----
 
   #appeared(fn: PciFunction): void {
+    // Behind a bridge that is not known nothing is seen.
+    if (fn.bus.self !== undefined && !this.#known.has(fn.bus.self)) return;
     try {
       this.add(fn, this.#expected);
     } catch (error) {

@@ -21,6 +21,8 @@ export interface VfioPciOptions {
   /** Module parameter `enable_sriov`, which may change at run time. */
   readonly enableSriov?: () => boolean;
   readonly removeVirtualFunctions?: RemoveVirtualFunctions;
+  /** Told when a function's device cannot be opened any more, while somebody still holds it. */
+  readonly hidden?: (fn: PciFunction) => void;
 }
 
 export class VfioPciDriver implements PciDriver {
@@ -74,6 +76,7 @@ export class VfioPciDriver implements PciDriver {
     };
     this.#removeVirtualFunctions(fn, () => {
       if (this.#core.unregister(device, finish) === 'done') finish();
+      else this.#options.hidden?.(fn);
     });
   }
 
