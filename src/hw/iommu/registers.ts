@@ -153,6 +153,11 @@ export const unitPresets = {
     description:
       'VT-d, scalable mode: PASIDs, both stages and nested, 57 bits, page requests, dirty bits, snoop control',
   },
+  'sm-nosc': {
+    ...scalable,
+    ecap: scalable.ecap & ~ECAP_SC,
+    description: 'as nested-sm, but without snoop control',
+  },
   'sm-noprs': {
     ...scalable,
     ecap: scalable.ecap & ~ECAP_PAGE_REQUESTS,

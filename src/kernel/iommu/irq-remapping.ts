@@ -120,6 +120,10 @@ export class IrqRemapping {
         unit.faultEvent?.();
       },
     });
+    unit.interruptEntryEvent = (index, count) => {
+      if (index === undefined) this.hardware.invalidateAll();
+      else this.hardware.invalidate(index, Math.log2(count));
+    };
   }
 
   /** Entries in use, those that only fill up a block included. */
@@ -157,7 +161,7 @@ export class IrqRemapping {
       at & 0xfff,
       new Uint8Array(words.buffer, words.byteOffset, IRTE_SIZE),
     );
-    this.hardware.invalidate(index);
+    this.unit.invalidate({ kind: 'interrupt-entry', index });
     traceEntry.fire(() => ({
       unit: this.unit.name,
       index,

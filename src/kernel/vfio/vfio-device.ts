@@ -9,6 +9,7 @@ import { Errno } from '../../lib/errno.ts';
 import { File, type FileMapping, type IoctlResult } from '../core/file.ts';
 import type { Task } from '../core/task.ts';
 import type { AssignableFile, DmaCoherence, VirtualMachine } from '../core/virtual-machine.ts';
+import type { Domain } from '../iommu/domain.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import type { IommufdContext } from '../iommufd/context.ts';
 
@@ -107,9 +108,14 @@ export abstract class VfioDevice {
   request(_count: number): void {}
 }
 
-/** Whether all that a group can reach is reached coherently. Blocked, it reaches nothing. */
+/** Whether all that a group can reach is reached coherently: by its requester IDs, and by each PASID. Blocked, it reaches nothing. */
 function pathEnforces(group: IommuGroup): boolean {
-  return group.domain.kind === 'blocked' || group.domain.enforcesCoherency;
+  return enforces(group.domain) && group.pasids().every(([, domain]) => enforces(domain));
+}
+
+/** A nested domain has its parent's answer: the guest's tables cannot change it. */
+function enforces(domain: Domain): boolean {
+  return domain.kind === 'blocked' || (domain.parent ?? domain).enforcesCoherency;
 }
 
 /** How a file came by its device; supplied by the group or by the cdev, called once at the file's end. */
