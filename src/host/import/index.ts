@@ -4,12 +4,14 @@
  */
 import { readFileSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
+import { ConfigImage } from '../../hw/devices/stub/config-image.ts';
 import { ManualClock } from '../../hw/pci/clock.ts';
 import { allHostDrivers } from '../../kernel/drivers/host-drivers.ts';
+import * as reg from '../../uapi/pci-regs.ts';
 import { fullAddress, type HostConfig, HostFileError, loadHost, presetNames } from '../host-file.ts';
 import { Machine } from '../machine.ts';
 import { type Assembled, type AssembleOptions, assemble } from './assemble.ts';
-import { type Dump, refuse } from './dump.ts';
+import { type Dump, type DumpedFunction, nameOf, refuse } from './dump.ts';
 import { isLspci, readLspci } from './lspci-hex.ts';
 import { isTree, readTree } from './lspci-tree.ts';
 import { readSysfs } from './sysfs-folder.ts';
@@ -55,17 +57,30 @@ function readDump(source: string): Dump {
   return readDumpText(text, source);
 }
 
-/** As `importHost` reads a file. */
-export function readDumpText(text: string, origin: string): Dump {
-  if (isUmockdev(text)) return readUmockdev(text, origin);
+function readDumpText(text: string, origin: string): Dump {
+  if (isUmockdev(text)) return whole(readUmockdev(text, origin));
   if (isTree(text)) return readTree(text, origin);
-  if (isLspci(text)) return readLspci(text, origin);
+  if (isLspci(text)) return whole(readLspci(text, origin));
   if (text.trim() === '') return refuse(origin, 'is empty');
   const line = text.split('\n').findIndex((one) => one.trim() !== '' && !one.startsWith('#')) + 1;
   return refuse(
     `${origin}:${line}`,
     'this is no dump of PCI devices: neither lspci -xxxx -D, nor lspci -t, nor umockdev-record, nor a copied /sys/bus/pci/devices',
   );
+}
+
+/** A dump shows as much of its last function as of the others, or it was cut off there. */
+function whole(dump: Dump): Dump {
+  const last = dump.functions.at(-1);
+  const length = last?.config?.length ?? 0;
+  const isExpress = (fn: DumpedFunction): boolean => new ConfigImage(fn.config!).find(reg.PCI_CAP_ID_EXP) !== 0;
+  const others = dump.functions.slice(0, -1).filter((fn) => fn.config !== undefined && fn.config.length > length);
+  const isCut = length === 64 ? others.length > 0 : length === 256 && isExpress(last!) && others.some(isExpress);
+  if (isCut) {
+    const name = nameOf(last!);
+    refuse(last!.where, `${name} is the last one and has ${length} bytes, others have more: the dump is cut off`);
+  }
+  return dump;
 }
 
 function nameFor(source: string): string {

@@ -220,8 +220,9 @@ function showRest(fn: PciFunction, image: ConfigImage): void {
   const filled = fn.isBridge ? FILLED_BRIDGE : FILLED_ENDPOINT;
   const end = Math.min(image.length, config.length);
   for (let at = 0; at < end; at++) {
-    if (filled.some(([first, last]) => first <= at && at < last)) continue;
     const value = image.bytes[at]!;
+    if (value === config.bytes[at]) continue;
+    if (filled.some(([first, last]) => first <= at && at < last)) continue;
     const kept = config.writableBits(at, 1) | config.clearableBits(at);
     config.set(at, 1, (config.get(at, 1) & kept) | (value & ~kept));
   }
