@@ -243,3 +243,14 @@ function split(address: bigint | number): { page: number; offset: number } {
   const wide = BigInt.asUintN(64, BigInt(address));
   return { page: Number(wide >> 12n), offset: Number(wide & 0xfffn) };
 }
+
+/** Bytes before the start of a page of a large buffer: such buffers lie 16 bytes into one. */
+const TO_PAGE = 4096 - 16;
+
+/**
+ * A buffer for transfers, which are copied fastest when it and the memory lie alike in their pages: memory for DMA mostly begins at a page,
+ * a plain `Uint8Array` does not.
+ */
+export function transferBuffer(length: number): Uint8Array {
+  return new Uint8Array(length + 4096).subarray(TO_PAGE, TO_PAGE + length);
+}

@@ -8,7 +8,7 @@
 import * as reg from '../../../uapi/pci-regs.ts';
 import type { Registers } from '../../pci/bar.ts';
 import type { DeviceClock, DeviceTimer } from '../../pci/device-clock.ts';
-import type { DmaFault } from '../../pci/dma.ts';
+import { type DmaFault, transferBuffer } from '../../pci/dma.ts';
 import type { PciFunction } from '../../pci/function.ts';
 import { get32, high32, low32, put32, putHalves } from '../../pci/registers.ts';
 import * as r from './registers.ts';
@@ -166,7 +166,7 @@ export class Testdev implements Registers {
     if (operation < r.OPERATION_COPY || operation > r.OPERATION_CHECKSUM) return r.ERROR_COMMAND;
     const length = this.#words[r.LENGTH >> 2]!;
     if (length > r.LARGEST_TRANSFER) return r.ERROR_LENGTH;
-    const chunk = this.#chunk ?? new Uint8Array(CHUNK);
+    const chunk = this.#chunk ?? transferBuffer(CHUNK);
     this.#chunk = chunk;
     if (operation === r.OPERATION_FILL) {
       // The pattern continues over chunks because their length is a multiple of 4.
