@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -228,9 +228,15 @@ test('the server is killed under a guest, and started again at the same path for
 }, async (t) => {
   if (!ready(t)) return;
   const path = join(scratch(t), 'edu.sock');
-  const first = await serve(t, path, ['--model', 'edu']);
+  const trace = `${path}.trace`;
+  const first = await serve(t, path, ['--model', 'edu', '--trace', trace]);
   const left = boot(t, first, { ...bare, sharedMemory: true });
-  await sleep(1500);
+  // As soon as the guest's machine has reset its devices: its kernel is about to start.
+  for (let i = 0; i < 1200 && !existsSync(trace); i++) await sleep(50);
+  while (!readFileSync(trace, 'utf8').includes('DEVICE_RESET')) {
+    assert.equal(process.exitCode, undefined);
+    await sleep(50);
+  }
   assert.equal(await first.end('SIGKILL'), 'SIGKILL');
   assert.ok(existsSync(path), 'a killed server leaves its socket');
   const outcome = await left;

@@ -1,12 +1,14 @@
 /** `vfiobox serve` as a program: what it says when it cannot serve, and how it ends. */
 import assert from 'node:assert/strict';
-import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { encodeMessage } from '../../src/doors/vfio-user/codec.ts';
+import { VfioUserClient } from '../../src/vfio-user.ts';
 
 const bin = resolve(fileURLToPath(new URL('../../../bin/vfiobox', import.meta.url)));
 const TIMEOUT = { timeout: 30_000 };
@@ -147,3 +149,70 @@ test('--print-capabilities prints one JSON object', TIMEOUT, async (t) => {
   assert.equal(await ended, 0);
   assert.equal(typeof JSON.parse(text).type, 'string');
 });
+
+test("options of a model are read as its host file's would be, and refused in one line", TIMEOUT, async (t) => {
+  const folder = scratch(t);
+  const path = join(folder, 'socket');
+  const options = (...texts: string[]): string[] => ['--model', 'testdev', '--socket-path', path, '--option', ...texts];
+  await Promise.all([
+    refused(t, options('vectors'), /'vectors' is not an option as name=value/),
+    refused(t, options('vectors=many'), /option 'vectors' of 'testdev' must be a whole number/),
+    refused(t, options('colour=red'), /model 'testdev' has no option 'colour'; it has vectors/),
+    refused(t, options('pasid=perhaps'), /option 'pasid' of 'testdev' must be true or false/),
+  ]);
+  start(t, options('vectors=0x10', 'pasid=true', 'migration=all'));
+  await listens(path);
+  using client = VfioUserClient.connect(path);
+  assert.equal(client.irqInfo(2).count, 16);
+  assert.deepEqual([...client.feature('get', 1, new Uint8Array(0), 8)], [5, 0, 0, 0, 0, 0, 0, 0]);
+});
+
+test('a server that spins answers as ever, and uses no processor time when nothing comes', TIMEOUT, async (t) => {
+  const path = join(scratch(t), 'socket');
+  const { child } = start(t, ['--model', 'testdev', '--socket-path', path, '--spin', '50']);
+  await listens(path);
+  using client = VfioUserClient.connect(path);
+  for (let i = 0; i < 2000; i++) {
+    client.writeRegister(4, 8, 4, i);
+    assert.equal(client.readRegister(4, 8, 4), i);
+  }
+  const ticks = (): number => {
+    const fields = readFileSync(`/proc/${child.pid}/stat`, 'utf8').split(') ')[1]!.split(' ');
+    return Number(fields[11]) + Number(fields[12]);
+  };
+  await new Promise((done) => setTimeout(done, 300));
+  const before = ticks();
+  await new Promise((done) => setTimeout(done, 1000));
+  assert.ok(ticks() - before <= 1, `${ticks() - before} ticks in a second`);
+});
+
+test(
+  'the codec takes whatever comes from standard input: 40 streams of noise, valid ones with flipped bits',
+  TIMEOUT,
+  (t) => {
+    let seed = 11;
+    const random = (most: number): number => {
+      seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+      return Math.floor((seed / 2 ** 32) * most);
+    };
+    const script = resolve(bin, '../../scripts/decode-vfio-user.mjs');
+    const good = Buffer.concat(
+      Array.from({ length: 50 }, (_, i) => encodeMessage({ id: i, command: 1 + (i % 18) }, new Uint8Array(40))),
+    );
+    const decode = (input: Uint8Array, piece: number): { status: number | null; lines: string[] } => {
+      const { status, stdout, stderr } = spawnSync(process.execPath, [script, '--piece', String(piece)], { input });
+      assert.equal(stderr.toString(), '');
+      return { status, lines: stdout.toString().trimEnd().split('\n') };
+    };
+    assert.deepEqual([decode(good, 7).status, decode(good, 7).lines.length], [0, 50]);
+    let followed = 0;
+    for (let i = 0; i < 40; i++) {
+      const input = i % 2 === 0 ? Buffer.from(good) : Buffer.from(Array.from({ length: 300 }, () => random(256)));
+      for (let k = 0; k < 4; k++) input[random(input.length)]! ^= 1 << random(8);
+      const { status } = decode(input, 1 + random(100));
+      assert.ok(status === 0 || status === 1, `status ${status}`);
+      if (status === 0) followed++;
+    }
+    t.diagnostic(`${followed} of 40 streams could be followed to their end`);
+  },
+);

@@ -102,6 +102,9 @@ export async function main(args: readonly string[], streams: Streams = standard)
     .addOption(new Option('--host <file|preset>', 'the machine that has the device').conflicts('model'))
     .addOption(new Option('--device <bdf>', 'which function of it, e.g. 00:04.0').conflicts('model'))
     .option('--model <name|file>', 'instead: one device by the name of its model, or from a file (.js, .ts)')
+    .addOption(
+      new Option('--option <name=value...>', 'an option of that model; lists and objects as JSON').conflicts(['host']),
+    )
     .addOption(new Option('--socket-path <path>', 'where to listen').conflicts('fd'))
     .addOption(new Option('--fd <number>', 'a socket that was inherited').argParser(wholeNumber))
     .option('--print-capabilities', 'print what this program can do as JSON, and nothing else', false)
@@ -109,6 +112,11 @@ export async function main(args: readonly string[], streams: Streams = standard)
       new Option('--dma <way>', "how the client's memory is reached: as it offers it, or always by this way")
         .choices(['auto', 'message', 'file', 'mapped'])
         .default('auto'),
+    )
+    .option(
+      '--spin <microseconds>',
+      'look for the next message so long before sleeping, at most 1000: quicker answers for processor time',
+      wholeNumber,
     )
     .option('--strict-unmap', 'refuse unmaps of anything but one exact map', false)
     .option('--explain', 'print each refused message with its reason on stderr', false)
@@ -129,11 +137,12 @@ export async function main(args: readonly string[], streams: Streams = standard)
         status = fail('nowhere to serve: give --socket-path PATH or --fd N');
         return;
       }
-      const { dma, strictUnmap, explain, trace, pcap } = options;
-      const what = model !== undefined ? { model } : { host: hostName ?? 'default', device: device! };
+      const { dma, strictUnmap, explain, trace, pcap, option, spin } = options;
+      const what =
+        model !== undefined ? { model, options: option ?? [] } : { host: hostName ?? 'default', device: device! };
       const where = fd !== undefined ? { fd } : { path: socketPath! };
       try {
-        status = await serve({ what, where, dma, strictUnmap, explain, trace, pcap });
+        status = await serve({ what, where, dma, strictUnmap, explain, trace, pcap, spin });
       } catch (error) {
         if (!(error instanceof ServeRefused)) throw error;
         status = fail(error.message);
@@ -260,6 +269,8 @@ interface ServeFlags {
   printCapabilities: boolean;
   dma: 'auto' | 'message' | 'file' | 'mapped';
   strictUnmap: boolean;
+  option?: string[];
+  spin?: number;
   explain: boolean;
   trace?: string;
   pcap?: string;

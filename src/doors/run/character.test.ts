@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { closeSync, constants, mkdtempSync, openSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -56,5 +57,23 @@ test('what cannot be opened is said in one line', () => {
   refused('file:', /cannot end in 'file:'/);
   refused(`file:${folder}/none/x`, /cannot open 'file:.*': ENOENT$/);
   refused(`socket:${folder}/none`, /cannot open 'socket:.*': (ENOENT|2)$/);
+  loop.close();
+});
+
+test('output never waits: a pipe that nobody reads from takes what it holds, the rest is lost', () => {
+  const loop = new EventLoop();
+  const path = join(folder, 'pipe');
+  execFileSync('mkfifo', [path]);
+  assert.throws(() => openCharacter(loop, `file:${path}`), /ENXIO$/, 'nobody has it open');
+  const reader = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  const line = openCharacter(loop, `file:${path}`);
+  const start = performance.now();
+  for (let i = 0; i < 16; i++) line.write(Buffer.alloc(65_536, 0x61));
+  assert.ok(performance.now() - start < 1000);
+  const into = Buffer.alloc(4096);
+  assert.equal(readSync(reader, into), 4096);
+  line.write(Buffer.from('more'));
+  line.close();
+  closeSync(reader);
   loop.close();
 });

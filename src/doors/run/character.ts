@@ -2,9 +2,9 @@
  * What character devices talk to outside: a file, a socket, the terminal. Output never waits: what is not taken at once is dropped,
  * and of that nothing is said, as on a line that nobody listens to.
  */
-import { closeSync, openSync, readSync, writeSync } from 'node:fs';
+import { closeSync, constants, openSync, readSync, writeSync } from 'node:fs';
 import type { CharacterBackend } from '../../host/index.ts';
-import { connectStream, EPOLLERR, EPOLLHUP, Region, SystemError, sendStream } from '../../sys/index.ts';
+import { connectStream, EPOLLERR, EPOLLHUP, Region, SystemError, sendStream, waitForAny } from '../../sys/index.ts';
 import type { EventLoop } from './event-loop.ts';
 
 /** The target says nothing that can be opened. The message is one line for a person. */
@@ -34,7 +34,9 @@ export function openCharacter(loop: EventLoop, target: string): CharacterBackend
 }
 
 function outputFile(path: string): CharacterBackend {
-  const fd = openSync(path, 'a');
+  // A pipe that nobody reads is refused (ENXIO), not waited for.
+  const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK } = constants;
+  const fd = openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK, 0o666);
   return { write: (bytes) => writeAll(fd, bytes), onInput: () => {}, close: () => closeSync(fd) };
 }
 
@@ -51,12 +53,21 @@ function socket(loop: EventLoop, path: string): CharacterBackend {
   return new Stream(loop, fd, write, () => closeSync(fd));
 }
 
+/** Writes what is taken at once. A full pipe or a stopped terminal takes nothing, and nobody waits for it. */
 function writeAll(fd: number, bytes: Uint8Array): void {
   try {
-    for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at);
+    for (let at = 0; at < bytes.length && canWrite(fd); )
+      at += writeSync(fd, bytes, at, Math.min(bytes.length - at, AT_ONCE));
   } catch {
-    // The reader is gone or slow: the bytes are lost.
+    // The reader is gone: the bytes are lost.
   }
+}
+
+/** A pipe that can be written takes so many bytes without waiting (PIPE_BUF), files and terminals as well. */
+const AT_ONCE = 4096;
+
+function canWrite(fd: number): boolean {
+  return waitForAny([fd], 0, 'write') >>> 31 === 1;
 }
 
 /** A descriptor that bytes come from. */

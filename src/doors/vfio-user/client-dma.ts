@@ -7,10 +7,13 @@ import { readSync, writeSync } from 'node:fs';
 import { Errno } from '../../lib/errno.ts';
 import { NativeShared } from '../../sys/index.ts';
 import {
+  VFIO_USER_DMA_READ,
+  VFIO_USER_DMA_WRITE,
   VFIO_USER_F_DMA_REGION_FILEIO,
   VFIO_USER_F_DMA_REGION_MMAP,
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
+  vfio_user_dma_region_access,
 } from '../../uapi/vfio-user.ts';
 
 /** Memory that a server can map: a memory file, and its bytes here. */
@@ -190,4 +193,25 @@ function fileCall(call: () => number): number {
 
 function hex(value: bigint): string {
   return `0x${value.toString(16)}`;
+}
+
+/** Answers a DMA_READ or DMA_WRITE of the server from the maps. Errno: EINVAL, EPERM, E2BIG. */
+export function answerDma(maps: DmaTable, command: number, payload: Uint8Array, most: number): Uint8Array {
+  const { size } = vfio_user_dma_region_access;
+  if (command !== VFIO_USER_DMA_READ && command !== VFIO_USER_DMA_WRITE) {
+    throw new Errno('EINVAL', `a server has no command ${command}`);
+  }
+  if (payload.length < size) throw new Errno('EINVAL', `${payload.length} bytes of ${size}`);
+  const { addr, count } = vfio_user_dma_region_access.read(payload);
+  if (count > BigInt(most)) throw new Errno('E2BIG', `${count} bytes in one message`);
+  const length = Number(count);
+  if (command === VFIO_USER_DMA_READ) {
+    const reply = new Uint8Array(size + length);
+    reply.set(payload.subarray(0, size));
+    maps.read(addr, reply.subarray(size));
+    return reply;
+  }
+  if (payload.length !== size + length) throw new Errno('EINVAL', `${payload.length - size} of ${length} bytes`);
+  maps.write(addr, payload.subarray(size));
+  return payload.slice(0, size);
 }

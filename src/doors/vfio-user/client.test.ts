@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import * as wire from '../../uapi/vfio-user.ts';
 import {
   VFIO_USER_DEVICE_GET_INFO,
   VFIO_USER_DEVICE_GET_REGION_INFO,
@@ -441,4 +442,51 @@ test('a closed client says so, and closes descriptors that wait in a reply', () 
   assert.deepEqual(server.dropped, [95]);
   assert.throws(() => client.finish(id), { name: 'DisconnectedError' });
   assert.throws(() => client.start(VFIO_USER_DEVICE_GET_INFO), { message: 'the client was closed' });
+});
+
+test('features: what goes out and what comes back; too short an answer ends the connection', () => {
+  const { client, server } = clientOf((heard, self) => {
+    const { argsz, flags } = wire.vfio_user_device_feature.read(heard.payload);
+    if ((flags & 0xffff) === 9) self.refuse(heard, 95);
+    else if ((flags & 0xffff) === 8) self.reply(heard, new Uint8Array(7));
+    else self.reply(heard, Buffer.concat([wire.vfio_user_device_feature.write({ argsz, flags }), Uint8Array.of(7, 8)]));
+  });
+  assert.deepEqual([...client.feature('get', 1, new Uint8Array(0), 8)], [7, 8]);
+  client.feature('set', 2, Uint8Array.of(1, 2, 3, 4));
+  client.feature('probe', 2);
+  const sent = server.heard
+    .filter(({ command }) => command === wire.VFIO_USER_DEVICE_FEATURE)
+    .map(({ payload }) => [wire.vfio_user_device_feature.read(payload), [...payload.subarray(8)]]);
+  assert.deepEqual(sent, [
+    [{ argsz: 16, flags: 0x1_0001 }, []],
+    [{ argsz: 12, flags: 0x2_0002 }, [1, 2, 3, 4]],
+    [{ argsz: 8, flags: 0x5_0002 }, []],
+  ]);
+  assert.throws(() => client.feature('get', 9), { code: 'EOPNOTSUPP' });
+  assert.ok(client.isConnected);
+  assert.throws(() => client.feature('get', 8), { code: 'EPROTO' });
+  assert.ok(!client.isConnected);
+});
+
+test('the state of a device is read and written in pieces; more than was asked for ends the connection', () => {
+  let left = 10;
+  const { client, server } = clientOf((heard, self) => {
+    if (heard.command === wire.VFIO_USER_MIG_DATA_WRITE) return self.reply(heard);
+    const { size } = wire.vfio_user_mig_data.read(heard.payload);
+    const length = size === 3 ? 4 : Math.min(size, left);
+    left -= length;
+    const header = wire.vfio_user_mig_data.write({ argsz: 8 + length, size: length });
+    return self.reply(heard, Buffer.concat([header, new Uint8Array(length).fill(5)]));
+  });
+  assert.deepEqual([...client.migrationRead(8)], new Array(8).fill(5));
+  assert.deepEqual([...client.migrationRead(8)], [5, 5]);
+  assert.equal(client.migrationRead(8).length, 0);
+  client.migrationWrite(Uint8Array.of(1, 2, 3));
+  const { payload } = server.heard.at(-1)!;
+  assert.deepEqual(
+    [wire.vfio_user_mig_data.read(payload), [...payload.subarray(8)]],
+    [{ argsz: 11, size: 3 }, [1, 2, 3]],
+  );
+  assert.throws(() => client.migrationRead(3), { code: 'EPROTO' });
+  assert.ok(!client.isConnected);
 });

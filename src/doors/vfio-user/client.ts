@@ -5,7 +5,6 @@
  * DMA_READ and DMA_WRITE are answered during every call and in `serve`, from the maps made with `dmaMap`. `start`-type calls leave
  * several requests under way. Who needs an event loop besides runs the client in a worker.
  */
-import { Errno } from '../../lib/errno.ts';
 import { closeDescriptor, MappedFile } from '../../sys/index.ts';
 import {
   VFIO_DEVICE_FEATURE_GET,
@@ -16,51 +15,42 @@ import {
   VFIO_IRQ_SET_DATA_BOOL,
   VFIO_IRQ_SET_DATA_EVENTFD,
   VFIO_IRQ_SET_DATA_NONE,
-  VFIO_REGION_INFO_FLAG_MMAP,
   VFIO_REGION_INFO_FLAG_WRITE,
   vfio_irq_info,
   vfio_irq_set,
-  vfio_region_info,
 } from '../../uapi/vfio.ts';
 import {
   VFIO_USER_DEVICE_FEATURE,
   VFIO_USER_DEVICE_GET_INFO,
   VFIO_USER_DEVICE_GET_IRQ_INFO,
-  VFIO_USER_DEVICE_GET_REGION_INFO,
-  VFIO_USER_DEVICE_GET_REGION_IO_FDS,
   VFIO_USER_DEVICE_RESET,
   VFIO_USER_DEVICE_SET_IRQS,
   VFIO_USER_DMA_MAP,
-  VFIO_USER_DMA_READ,
   VFIO_USER_DMA_UNMAP,
-  VFIO_USER_DMA_WRITE,
   VFIO_USER_F_DMA_UNMAP_ALL,
-  VFIO_USER_MAJOR,
   VFIO_USER_MIG_DATA_READ,
   VFIO_USER_MIG_DATA_WRITE,
-  VFIO_USER_MINOR,
   VFIO_USER_REGION_READ,
   VFIO_USER_REGION_WRITE,
   VFIO_USER_REGION_WRITE_MULTI,
-  VFIO_USER_VERSION,
   vfio_user_device_feature,
   vfio_user_device_info,
   vfio_user_dma_map,
-  vfio_user_dma_region_access,
   vfio_user_dma_unmap,
   vfio_user_mig_data,
   vfio_user_region_access,
-  vfio_user_region_io_fds,
   vfio_user_write_multi,
   vfio_user_write_multi_entry,
 } from '../../uapi/vfio-user.ts';
 import { type Channel, SocketChannel } from './client-channel.ts';
 import { Conversation, type Reply, type RequestOptions } from './client-conversation.ts';
-import { type DmaMap, DmaTable, fileOf, flagsOf } from './client-dma.ts';
+import { answerDma, type DmaMap, DmaTable, fileOf, flagsOf } from './client-dma.ts';
 import { BadServerError, DisconnectedError, VfioUserError } from './client-errors.ts';
-import { parseIoFds, parseRegionInfo, type RegionInfo, type SubRegion } from './client-regions.ts';
+import { queryIoFds, queryRegion } from './client-region-queries.ts';
+import type { RegionInfo, SubRegion } from './client-regions.ts';
+import { negotiate } from './client-version.ts';
 import type { StreamLimits } from './codec.ts';
-import { type Capabilities, encodeVersion, ownCapabilities, parseVersion } from './negotiation.ts';
+import { type Capabilities, ownCapabilities } from './negotiation.ts';
 
 export interface ClientOptions {
   /** Milliseconds that each answer may take. Default 5000. */
@@ -98,7 +88,6 @@ export interface MappedRegion {
   close(): void;
 }
 
-const MOST_IO_FDS = 4096;
 const nothing = new Uint8Array(0);
 /** SCM_RIGHTS takes no more in one message. */
 const MOST_DESCRIPTORS = 253;
@@ -113,8 +102,7 @@ export class VfioUserClient {
   readonly fd: number;
   readonly #conversation: Conversation;
   readonly #maps = new DmaTable();
-  readonly #limits: StreamLimits;
-  #hasTwin = false;
+  readonly #hasTwin: boolean;
 
   /** Connects to the socket at `path` and negotiates. SystemError (nobody listens there), VfioUserError. */
   static connect(path: string, options: ClientOptions = {}): VfioUserClient {
@@ -135,14 +123,16 @@ export class VfioUserClient {
   /** For tests: negotiates on a channel without a socket. */
   constructor(channel: Channel, options: ClientOptions = {}) {
     const { timeout = 5000, twinSocket = true } = options;
-    this.#limits = VfioUserClient.limits;
     this.fd = channel instanceof SocketChannel ? channel.fd : -1;
     this.maps = this.#maps;
-    this.#conversation = new Conversation(channel, timeout, (command, payload) => this.#answer(command, payload));
+    this.#conversation = new Conversation(channel, timeout, (command, payload) =>
+      answerDma(this.#maps, command, payload, VfioUserClient.limits.maxDataXferSize),
+    );
     try {
-      const { version, capabilities } = this.#negotiate(twinSocket);
+      const { version, capabilities, hasTwin } = negotiate(this.#conversation, twinSocket);
       this.version = version;
       this.capabilities = capabilities;
+      this.#hasTwin = hasTwin;
     } catch (error) {
       this.#conversation.close(error instanceof VfioUserError ? error : new DisconnectedError('the client was closed'));
       throw error;
@@ -188,19 +178,19 @@ export class VfioUserClient {
 
   /** A region with its capabilities; its file, if it can be mapped, is not kept (`mapRegion`). */
   regionInfo(index: number): RegionInfo {
-    const { info, fd } = this.#region(index);
+    const { info, fd } = queryRegion(this.#conversation, index);
     if (fd >= 0) closeDescriptor(fd);
     return info;
   }
 
   /** A region with its file, -1 if it has none. The descriptor is the caller's. */
   regionFile(index: number): { readonly info: RegionInfo; readonly fd: number } {
-    return this.#region(index);
+    return queryRegion(this.#conversation, index);
   }
 
   /** Maps a region's file; undefined: it cannot be mapped. SystemError. */
   mapRegion(index: number): MappedRegion | undefined {
-    const { info, fd } = this.#region(index);
+    const { info, fd } = queryRegion(this.#conversation, index);
     if (fd < 0) return undefined;
     try {
       const start = Number(info.offset);
@@ -218,25 +208,7 @@ export class VfioUserClient {
 
   /** Descriptors that stand for writes to parts of a region. They are the caller's. */
   regionIoFds(index: number): { readonly subRegions: readonly SubRegion[]; readonly descriptors: readonly number[] } {
-    const ask = (argsz: number): Reply =>
-      this.#conversation.request(
-        VFIO_USER_DEVICE_GET_REGION_IO_FDS,
-        vfio_user_region_io_fds.write({ argsz, flags: 0, index, count: 0 }),
-        { takesDescriptors: true },
-      );
-    let reply = ask(vfio_user_region_io_fds.size);
-    const { argsz } = vfio_user_region_io_fds.read(reply.payload);
-    if (argsz > vfio_user_region_io_fds.size && reply.payload.length < argsz) {
-      this.#conversation.drop(reply.descriptors);
-      if (argsz > MOST_IO_FDS * 48) throw this.#bad(`wants ${argsz} bytes for sub-regions`);
-      reply = ask(argsz);
-    }
-    try {
-      return { subRegions: parseIoFds(reply.payload, reply.descriptors.length), descriptors: reply.descriptors };
-    } catch (error) {
-      this.#conversation.drop(reply.descriptors);
-      throw this.#closing(error);
-    }
+    return queryIoFds(this.#conversation, index);
   }
 
   irqInfo(index: number): IrqInfo {
@@ -449,58 +421,6 @@ export class VfioUserClient {
     this.close();
   }
 
-  #negotiate(twinSocket: boolean): { version: { major: number; minor: number }; capabilities: Capabilities } {
-    const proposed = { ...ownCapabilities, twin_socket: { supported: twinSocket } };
-    const { payload, descriptors } = this.#conversation.request(
-      VFIO_USER_VERSION,
-      encodeVersion({ major: VFIO_USER_MAJOR, minor: VFIO_USER_MINOR, capabilities: proposed }),
-      { takesDescriptors: true },
-    );
-    try {
-      const { major, minor, capabilities } = parse(payload);
-      if (major !== VFIO_USER_MAJOR || minor > VFIO_USER_MINOR) {
-        throw new BadServerError(`the server speaks version ${major}.${minor}`);
-      }
-      const twin = twinOf(capabilities, twinSocket, descriptors.length);
-      if (twin !== undefined) {
-        this.#conversation.setTwin(descriptors[twin]!);
-        this.#hasTwin = true;
-      }
-      return { version: { major, minor }, capabilities };
-    } catch (error) {
-      this.#conversation.drop(descriptors);
-      throw error;
-    }
-  }
-
-  #region(index: number): { info: RegionInfo; fd: number } {
-    const ask = (argsz: number): Reply =>
-      this.#conversation.request(
-        VFIO_USER_DEVICE_GET_REGION_INFO,
-        vfio_region_info.write({ argsz, flags: 0, index, cap_offset: 0, size: 0n, offset: 0n }),
-        { takesDescriptors: true },
-      );
-    let reply = ask(vfio_region_info.size);
-    const needed = reply.payload.length < vfio_region_info.size ? 0 : vfio_region_info.read(reply.payload).argsz;
-    if (needed > vfio_region_info.size && needed <= this.#limits.maxDataXferSize) {
-      this.#conversation.drop(reply.descriptors);
-      reply = ask(needed);
-    }
-    const { payload, descriptors } = reply;
-    try {
-      if (payload.length < vfio_region_info.size) throw this.#bad(`sent a region info of ${payload.length} bytes`);
-      const info = parseRegionInfo(payload);
-      const isMappable = (info.flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
-      if (descriptors.length > 1 || (descriptors.length === 1 && !isMappable)) {
-        throw this.#bad(`sent ${descriptors.length} descriptors with region ${index}`);
-      }
-      return { info, fd: descriptors[0] ?? -1 };
-    } catch (error) {
-      this.#conversation.drop(descriptors);
-      throw this.#closing(error);
-    }
-  }
-
   #finishRead(id: number, length: number): Uint8Array {
     const { payload } = this.#conversation.finish(id);
     const { size } = vfio_user_region_access;
@@ -528,32 +448,6 @@ export class VfioUserClient {
     this.#conversation.close(error);
     return error;
   }
-
-  #closing(error: unknown): unknown {
-    if (error instanceof BadServerError) this.#conversation.close(error);
-    return error;
-  }
-
-  /** Answers a command of the server. */
-  #answer(command: number, payload: Uint8Array): Uint8Array {
-    const { size } = vfio_user_dma_region_access;
-    if (command !== VFIO_USER_DMA_READ && command !== VFIO_USER_DMA_WRITE) {
-      throw new Errno('EINVAL', `a server has no command ${command}`);
-    }
-    if (payload.length < size) throw new Errno('EINVAL', `${payload.length} bytes of ${size}`);
-    const { addr, count } = vfio_user_dma_region_access.read(payload);
-    if (count > BigInt(this.#limits.maxDataXferSize)) throw new Errno('E2BIG', `${count} bytes in one message`);
-    const length = Number(count);
-    if (command === VFIO_USER_DMA_READ) {
-      const reply = new Uint8Array(size + length);
-      reply.set(payload.subarray(0, size));
-      this.#maps.read(addr, reply.subarray(size));
-      return reply;
-    }
-    if (payload.length !== size + length) throw new Errno('EINVAL', `${payload.length - size} of ${length} bytes`);
-    this.#maps.write(addr, payload.subarray(size));
-    return payload.slice(0, size);
-  }
 }
 
 function accessOf(region: number, offset: number, count: number): Uint8Array {
@@ -564,27 +458,4 @@ function accessOf(region: number, offset: number, count: number): Uint8Array {
   view.setUint32(8, region, true);
   view.setUint32(12, count, true);
   return bytes;
-}
-
-function parse(payload: Uint8Array): ReturnType<typeof parseVersion> {
-  try {
-    return parseVersion(payload);
-  } catch (error) {
-    throw error instanceof Errno ? new BadServerError(`the server's version: ${error.why}`) : error;
-  }
-}
-
-/** Which descriptor of VERSION's reply is the second socket; undefined: there is none. BadServerError: it does not fit together. */
-function twinOf({ twin_socket }: Capabilities, isOffered: boolean, descriptors: number): number | undefined {
-  const { supported, fd_index } = twin_socket;
-  if (!supported) {
-    if (descriptors > 0)
-      throw new BadServerError('the server sent a descriptor with its version, but no second socket');
-    return undefined;
-  }
-  if (!isOffered) throw new BadServerError('the server names a second socket that was not offered');
-  if (fd_index === undefined || fd_index >= descriptors || descriptors !== 1) {
-    throw new BadServerError(`the server names descriptor ${fd_index} of ${descriptors} as its second socket`);
-  }
-  return fd_index;
 }

@@ -21,18 +21,22 @@ import { EventLoop } from '../run/event-loop.ts';
 import { type CallRecord, explain, say, TraceError, TraceFile } from '../run/reporter.ts';
 import { CaptureError, CaptureFile } from './capture-file.ts';
 import type { DmaMode } from './dma.ts';
-import { findModel, oneLine } from './model-file.ts';
+import { findModel, oneLine, readModelOptions } from './model-file.ts';
 import { ServedDevice, ServeError } from './served-device.ts';
 import { VfioUserServer } from './server.ts';
 import type { SessionReports } from './session-options.ts';
 
 export interface ServeRequest {
   /** A host file or preset and the function of it that is served, or a model. */
-  readonly what: { readonly host: string; readonly device: string } | { readonly model: string };
+  readonly what:
+    | { readonly host: string; readonly device: string }
+    | { readonly model: string; readonly options?: readonly string[] };
   /** A path to listen on, or an inherited socket. */
   readonly where: { readonly path: string } | { readonly fd: number };
   readonly dma: DmaMode;
   readonly strictUnmap: boolean;
+  /** Microseconds that are spent looking for the next message before sleeping. */
+  readonly spin?: number | undefined;
   readonly explain: boolean;
   readonly trace: string | undefined;
   /** A file for all messages, to be read by Wireshark. */
@@ -49,13 +53,13 @@ export type ServeNews =
 /** A machine with one device of its own behind a root port, where it can be reset. */
 const MODEL_PLACE = '0000:01:00.0';
 
-function hostOfModel(model: string): HostConfig {
+function hostOfModel(model: string, options: Readonly<Record<string, unknown>>): HostConfig {
   return {
     name: model,
     iommu: { units: [{ name: 'dmar0', preset: 'vtd-legacy-sc' }] },
     functions: [
       { at: '00:01.0', model: 'root-port', secondary: 1 },
-      { at: '01:00.0', model, driver: 'vfio-pci' },
+      { at: '01:00.0', model, driver: 'vfio-pci', options },
     ],
   };
 }
@@ -109,7 +113,13 @@ class ServeThread {
     });
     this.#stopSlot = this.#loop.add(this.stop, { ready: () => readEventfd(this.stop) > 0 && this.#loop.stop() });
     this.device = new ServedDevice(machine, this.#loop, address);
-    const options = { mode: request.dma, strictUnmap: request.strictUnmap, stop: this.stop, known: 1 };
+    const options = {
+      mode: request.dma,
+      strictUnmap: request.strictUnmap,
+      spin: request.spin ?? 0,
+      stop: this.stop,
+      known: 1,
+    };
     this.#server = new VfioUserServer(this.device, this.#loop, options, this.#reports(request.explain));
     this.#loop.onError = (error) => {
       say(
@@ -197,8 +207,9 @@ async function start(request: ServeRequest): Promise<ServeThread> {
     const address = what.device.length === 7 ? `0000:${what.device}` : what.device;
     return new ServeThread(request, loadHostOrDump(what.host), address, new Map());
   }
-  const { name, models } = await findModel(what.model);
-  return new ServeThread(request, hostOfModel(name), MODEL_PLACE, models);
+  const { model, models } = await findModel(what.model);
+  const options = readModelOptions(model, what.options ?? []);
+  return new ServeThread(request, hostOfModel(model.name, options), MODEL_PLACE, models);
 }
 
 port.once('message', (request: ServeRequest) => {

@@ -24,6 +24,7 @@ export class VfioUserServer {
   readonly #options: SessionOptions;
   readonly #reports: SessionReports;
   readonly #stop: number;
+  readonly #spin: number;
   readonly #buffers = new TransportBuffers(limits);
   #twinBuffers: TransportBuffers | undefined;
   #listener = -1;
@@ -36,7 +37,7 @@ export class VfioUserServer {
   constructor(
     device: ServedDevice,
     loop: EventLoop,
-    options: SessionOptions & { readonly stop: number; readonly known: number },
+    options: SessionOptions & { readonly stop: number; readonly known: number; readonly spin?: number },
     reports: Omit<SessionReports, 'ended' | 'pending'> = {},
   ) {
     this.#device = device;
@@ -44,6 +45,7 @@ export class VfioUserServer {
     this.#options = options;
     this.#reports = reports;
     this.#stop = options.stop;
+    this.#spin = options.spin ?? 0;
     this.#known = options.known + 1;
   }
 
@@ -55,7 +57,7 @@ export class VfioUserServer {
 
   /** Takes a connected socket over. */
   serve(fd: number): void {
-    const transport = new SocketTransport(fd, this.#buffers, this.#stop);
+    const transport = new SocketTransport(fd, this.#buffers, this.#stop, this.#spin);
     let slot = -1;
     const session: Session = new Session(
       this.#device,
