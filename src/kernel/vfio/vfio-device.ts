@@ -12,6 +12,7 @@ import type { AssignableFile, DmaCoherence, VirtualMachine } from '../core/virtu
 import type { Domain } from '../iommu/domain.ts';
 import type { IommuGroup } from '../iommu/group.ts';
 import type { IommufdContext } from '../iommufd/context.ts';
+import type { EmulatedBinding } from './emulated.ts';
 
 /** A device's place in an iommufd: what BIND, ATTACH and DETACH of its own node work on. */
 export interface CdevBinding {
@@ -40,6 +41,8 @@ export abstract class VfioDevice {
   cdevOpened = false;
   /** The iommufd that the device is bound to through its own node: its context, and the device's number there. */
   iommufd: { readonly context: object; readonly id: number } | undefined;
+  /** Set while a mediated device is bound to an iommufd, where it is an access. */
+  emulated: EmulatedBinding | undefined;
   /** The virtual machine that the device was opened for; a driver may need it. Held from the first open to the last close. */
   vm: VirtualMachine | undefined;
 
@@ -59,7 +62,7 @@ export abstract class VfioDevice {
    */
   matchToken?(token: Uint8Array | undefined): void;
 
-  /** Devices without an IOMMU of their own (mediated ones) bind their own way. */
+  /** Devices without an IOMMU of their own (mediated ones) bind as an access: `bindEmulated`. */
   bindIommufd?(context: IommufdContext): CdevBinding;
 
   /** The 0→1 step of opening: enables the device. On failure nothing is changed. */

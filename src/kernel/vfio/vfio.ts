@@ -155,17 +155,26 @@ export class VfioCore implements GroupHost {
     leaving.done();
   }
 
-  /** `pinPages` for the driver of an open device; IOVA pages. ENOTTY: its container cannot. */
+  /** `pinPages` for the driver of an open device; IOVA pages. ENOTTY: its container cannot. On an iommufd as its access does it. */
   pinPages(device: VfioDevice, iovas: readonly number[], prot: number): number[] {
+    if (device.emulated !== undefined) return device.emulated.pinPages(iovas, prot);
     return pinPages(this.#type1Of(device), device.iommuGroup, iovas, prot);
   }
 
   unpinPages(device: VfioDevice, iovas: readonly number[]): number {
+    if (device.emulated !== undefined) {
+      device.emulated.unpinPages(iovas);
+      return 0;
+    }
     return unpinPages(this.#type1Of(device), iovas);
   }
 
   /** Copies between `buffer` and the memory of the program that uses the device. */
   dmaRw(device: VfioDevice, iova: bigint, buffer: Uint8Array, isWrite: boolean): void {
+    if (device.emulated !== undefined) {
+      device.emulated.access.transfer(iova, buffer, isWrite);
+      return;
+    }
     dmaRw(this.#type1Of(device), iova, buffer, isWrite);
   }
 
