@@ -129,8 +129,9 @@ export class Requesters {
   /** Context-cache invalidation of all, of a legacy domain, or of a requester id. PASID entries read by them go too. */
   invalidateContexts(which?: { readonly did?: number; readonly rid?: number }): void {
     for (const context of [...this.#contexts.values()]) {
-      if (which?.rid !== undefined && which.rid !== context.rid) continue;
-      if (which?.did !== undefined && context.did >= 0 && which.did !== context.did) continue;
+      if (which?.rid !== undefined) {
+        if (which.rid !== context.rid) continue;
+      } else if (which?.did !== undefined && context.did >= 0 && which.did !== context.did) continue;
       this.#contexts.delete(context.rid);
       this.own[context.rid >>> 8]![context.rid & 255] = undefined;
     }
