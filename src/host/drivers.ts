@@ -87,6 +87,10 @@ export class Drivers implements DriverControl {
     return this.bus.isLeaving(fn) ? undefined : this.bus.driverOf(fn);
   }
 
+  holderOf(fn: PciFunction): string | undefined {
+    return this.bus.driverOf(fn);
+  }
+
   get withoutAutoprobe(): WeakSet<PciFunction> {
     return this.bus.withoutAutoprobe;
   }

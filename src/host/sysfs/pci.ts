@@ -25,6 +25,8 @@ const hex16 = (value: number | bigint): string => `0x${value.toString(16).padSta
 export interface DriverControl extends SriovControl {
   /** The driver that has the function and does not let go of it at this moment. */
   driverOf(fn: PciFunction): string | undefined;
+  /** The driver that has the function, also while it lets go. */
+  holderOf(fn: PciFunction): string | undefined;
   overrideOf(fn: PciFunction): string | undefined;
   setOverride(fn: PciFunction, name: string | undefined): void;
   /** The kernel forgets the function. Blocked, with `result`: a program holds it. */
@@ -144,7 +146,7 @@ export class PciSysfs {
       show: () => fn.config.bytes.slice(0, fn.config.length),
       store: (bytes, position) => writeConfig(fn, bytes, position),
     });
-    tree.attribute(`${folder}/uevent`, { mode: 0o644, show: () => text(ueventText(fn, this.#drivers.driverOf(fn))) });
+    tree.attribute(`${folder}/uevent`, { mode: 0o644, show: () => text(ueventText(fn, this.#drivers.holderOf(fn))) });
     tree.attribute(`${folder}/driver_override`, {
       mode: 0o644,
       show: () => text(`${this.#drivers.overrideOf(fn) ?? '(null)'}\n`),
