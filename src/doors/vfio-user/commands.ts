@@ -8,6 +8,7 @@ import * as wire from '../../uapi/vfio-user.ts';
 import { fixedPartOf, HEADER, type Message } from './codec.ts';
 import type { ClientDma } from './dma.ts';
 import { WireFeatures } from './features.ts';
+import { isMaskRequest } from './irq-masks.ts';
 import type { Capabilities } from './negotiation.ts';
 import type { Region, ServedDevice } from './served-device.ts';
 
@@ -286,7 +287,8 @@ class DeviceCommands implements Commands {
     const { argsz, flags, index, count } = wire.vfio_user_region_io_fds.read(payload);
     atLeast(argsz, size);
     if (flags !== 0 || count !== 0) throw new Errno('EINVAL', `flags ${flags} and count ${count} are 0 in a request`);
-    this.#region(index);
+    if (argsz > this.#maxTransfer) throw new Errno('EINVAL', `argsz ${argsz} is beyond ${this.#maxTransfer}`);
+    if (this.#region(index).size === 0) throw new Errno('EINVAL', `there is no region ${index}`);
     return this.#put(wire.vfio_user_region_io_fds.write({ argsz: size, flags: 0, index, count: 0 }));
   }
 
@@ -324,15 +326,32 @@ class DeviceCommands implements Commands {
     if (kind === uapi.VFIO_IRQ_SET_DATA_BOOL) {
       if (payload.length < IRQ_SET + count) throw new Errno('EINVAL', `${count} interrupts, but not as many flags`);
       data = payload.subarray(IRQ_SET, IRQ_SET + count);
+      if (isMaskRequest(flags, index)) return this.#mask(request, data, none);
     } else if (kind === uapi.VFIO_IRQ_SET_DATA_EVENTFD) {
+      if (isMaskRequest(flags, index)) return this.#mask(request, data, descriptors);
       const numbers = new Int32Array(count).fill(-1);
       for (let i = 0; i < descriptors.length; i++) numbers[i] = this.#device.descriptorOf(i);
       data = new Uint8Array(numbers.buffer);
-    }
+    } else if (isMaskRequest(flags, index)) return this.#mask(request, data, none);
     const argument = new Uint8Array(IRQ_SET + data.length);
     argument.set(uapi.vfio_irq_set.write({ ...request, argsz: argument.length }));
     argument.set(data, IRQ_SET);
-    this.#device.ioctlWith(descriptors, uapi.VFIO_DEVICE_SET_IRQS, argument);
+    const isTrigger = action === uapi.VFIO_IRQ_SET_ACTION_TRIGGER;
+    try {
+      this.#device.ioctlWith(descriptors, uapi.VFIO_DEVICE_SET_IRQS, argument, isTrigger ? request : undefined);
+    } catch (error) {
+      // An action that an index has not is a bad request on the wire.
+      throw error instanceof Errno && error.code === 'ENOTTY' ? new Errno('EINVAL', error.why) : error;
+    }
+    const isPin = index === uapi.VFIO_PCI_INTX_IRQ_INDEX && kind !== uapi.VFIO_IRQ_SET_DATA_EVENTFD && !isTrigger;
+    if (isPin && (kind === uapi.VFIO_IRQ_SET_DATA_NONE || data[0] !== 0)) {
+      this.#device.masks.pinChanged(action === uapi.VFIO_IRQ_SET_ACTION_MASK);
+    }
+    return 0;
+  }
+
+  #mask({ flags, index, start, count }: uapi.vfio_irq_set, bools: Uint8Array, descriptors: readonly number[]): number {
+    this.#device.mask({ flags, index, start, count, bools }, descriptors);
     return 0;
   }
 }

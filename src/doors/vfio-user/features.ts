@@ -15,6 +15,8 @@ const REPORT = uapi.vfio_device_feature_dma_logging_report.endOf('page_size');
 const CONTROL = uapi.vfio_device_feature_dma_logging_control.endOf('__reserved');
 /** Where lists and bitmaps lie in the area of arguments. */
 const LIST = 4096;
+/** The smallest page that the kernel reports. */
+const SMALLEST = 4096n;
 /** All of the address space but its last page, which no range can end with. */
 const EVERYTHING = { iova: 0n, length: (1n << 64n) - (1n << 30n) };
 /** Features that are turned into another form here. */
@@ -200,6 +202,7 @@ export class WireFeatures {
     const length = view.getBigUint64(HEADER + 8, true);
     const page_size = view.getBigUint64(HEADER + 16, true);
     if (page_size === 0n) throw new Errno('EINVAL', 'pages of 0 bytes');
+    if (page_size < SMALLEST) return this.#fineReport(payload, flags, iova, length, page_size);
     const bytes = ((length + page_size - 1n) / page_size / 64n + 1n) * 8n;
     const exact = Number((((length + page_size - 1n) / page_size + 63n) / 64n) * 8n);
     if (bytes > BigInt(this.maxTransfer))
@@ -211,6 +214,32 @@ export class WireFeatures {
     answer.set(payload.subarray(0, HEADER + REPORT));
     answer.set(vfio_user_device_feature.write({ argsz: answer.length, flags }));
     answer.set(this.#device.memory.arguments.subarray(LIST, LIST + exact), HEADER + REPORT);
+    return answer;
+  }
+
+  /** Pages below those that the kernel takes: each bit of a larger page is repeated. */
+  #fineReport(payload: Uint8Array, flags: number, iova: bigint, length: bigint, page_size: bigint): Uint8Array {
+    if ((page_size & (page_size - 1n)) !== 0n) throw new Errno('EINVAL', `pages of ${page_size} bytes`);
+    const first = iova & ~(SMALLEST - 1n);
+    const asked = payload.slice();
+    const view = new DataView(asked.buffer);
+    view.setBigUint64(HEADER, first, true);
+    view.setBigUint64(HEADER + 8, iova + length - first, true);
+    view.setBigUint64(HEADER + 16, SMALLEST, true);
+    const bits = (length + page_size - 1n) / page_size;
+    const bytes = ((bits + 63n) / 64n) * 8n;
+    if (bytes > BigInt(this.maxTransfer))
+      throw new Errno('EINVAL', `${bytes} bytes of bits are too many for a message`);
+    const coarse = this.#report(asked, flags).subarray(HEADER + REPORT);
+    const answer = new Uint8Array(HEADER + REPORT + Number(bytes));
+    answer.set(payload.subarray(0, HEADER + REPORT));
+    answer.set(vfio_user_device_feature.write({ argsz: answer.length, flags }));
+    for (let bit = 0; bit < Number(bits); bit++) {
+      const page = Number((iova + BigInt(bit) * page_size - first) / SMALLEST);
+      if (((coarse[page >> 3]! >> (page & 7)) & 1) === 0) continue;
+      const at = HEADER + REPORT + (bit >> 3);
+      answer[at] = answer[at]! | (1 << (bit & 7));
+    }
     return answer;
   }
 

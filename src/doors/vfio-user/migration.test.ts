@@ -171,6 +171,8 @@ test('U-42: pages that were written are reported once, in larger and in smaller 
   assert.equal(peer.feature(SET | 6, ranges).error, 0);
   for (const at of [0x5000, 0x2_5000, 0x3_1000]) peer.fill(at, 4);
   assert.deepEqual(peer.report(0, 0x4_0000, 0x2_0000), [0, 1], 'two of 128 KiB');
+  peer.fill(0x5000, 4);
+  assert.deepEqual(peer.report(0x4000, 0x2000, 2048), [2, 3], 'and smaller ones than the kernel takes');
   assert.equal(peer.feature(GET | 8, u64(0, 4096, 4095), 4096).error, EINVAL);
   assert.equal(peer.feature(GET | 8, u64(0, 2n ** 48n, 4096), 4096).error, EINVAL, 'more than fits a message');
 });

@@ -3,7 +3,14 @@
  * open. It lives as long as the server, so registers survive the loss of a client; what belongs to a client is taken back by
  * `forgetClient`.
  */
-import { type DescriptorSource, DescriptorTable, type File, type Machine, type Process } from '../../host/index.ts';
+import {
+  type DescriptorSource,
+  DescriptorTable,
+  type EventContext,
+  type File,
+  type Machine,
+  type Process,
+} from '../../host/index.ts';
 import { Errno } from '../../lib/errno.ts';
 import { closeDescriptor, duplicate, linkOf, type NativeShared } from '../../sys/index.ts';
 import {
@@ -24,6 +31,7 @@ import * as uapi from '../../uapi/vfio.ts';
 import { Eventfd } from '../run/descriptors.ts';
 import type { EventLoop } from '../run/event-loop.ts';
 import { DmaMaps } from './dma-maps.ts';
+import { IrqMasks, type MaskRequest } from './irq-masks.ts';
 import { ARGUMENTS, ServerMemory } from './server-memory.ts';
 
 const REGION_SIZE = 2 ** 40;
@@ -54,6 +62,7 @@ export class ServeError extends Error {}
 export class ServedDevice {
   readonly name: string;
   readonly maps = new DmaMaps();
+  readonly masks = new IrqMasks();
   readonly memory: ServerMemory;
   readonly process: Process;
   readonly file: File;
@@ -63,19 +72,27 @@ export class ServedDevice {
   readonly hasErrors: boolean;
   readonly regions: readonly Region[];
   readonly #table = new DescriptorTable();
+  readonly #loop: EventLoop;
   readonly #iommufd: File;
   readonly #ioas: number;
   /** Pages that can be mapped. */
   #translated: readonly { readonly first: number; readonly last: number }[] = [];
   #messageDescriptors: readonly number[] = [];
+  /** The vectors that descriptors of the message are for; index -1: none. */
+  #messageVectors = { index: -1, start: 0 };
 
   /** Opens the function at `address` (0000:00:04.0) of the machine. ServeError. */
   constructor(machine: Machine, loop: EventLoop, address: string) {
     this.name = address;
+    this.#loop = loop;
     this.memory = new ServerMemory(this.maps);
     const descriptors: DescriptorSource = {
       file: (descriptor) => this.#table.file(descriptor),
-      eventfd: (descriptor) => this.#eventfd(loop, descriptor),
+      eventfd: (descriptor) => {
+        const event = this.#eventfd(loop, descriptor);
+        const { index, start } = this.#messageVectors;
+        return index < 0 ? event : this.masks.wrap(index, start + descriptor - FIRST_OF_MESSAGE, event);
+      },
       memoryFile: (descriptor) => this.#table.memoryFile(descriptor),
     };
     this.process = machine.createProcess({ pid: process.pid, name: 'vfio-user' }, this.memory, descriptors, {
@@ -121,13 +138,38 @@ export class ServedDevice {
   }
 
   /** As `ioctl`, with descriptors of the message: number `descriptorOf(i)` is the i-th. */
-  ioctlWith(descriptors: readonly number[], request: number, argument: Uint8Array): Uint8Array {
+  ioctlWith(
+    descriptors: readonly number[],
+    request: number,
+    argument: Uint8Array,
+    vectors: { readonly index: number; readonly start: number } = { index: -1, start: 0 },
+  ): Uint8Array {
     this.#messageDescriptors = descriptors;
+    this.#messageVectors = vectors;
     try {
       return this.ioctl(request, argument);
     } finally {
       this.#messageDescriptors = [];
+      this.#messageVectors = { index: -1, start: 0 };
     }
+  }
+
+  /** A request about masks that VFIO has no word for. Errno. */
+  mask(request: Omit<MaskRequest, 'events'>, descriptors: readonly number[]): void {
+    const table = uapi.vfio_irq_info;
+    const info = table.write({ argsz: table.size, flags: 0, index: request.index, count: 0 });
+    const { count } = table.read(this.ioctl(uapi.VFIO_DEVICE_GET_IRQ_INFO, info));
+    this.#messageDescriptors = descriptors;
+    const events: EventContext[] = [];
+    try {
+      for (let i = 0; i < descriptors.length; i++) events.push(this.#eventfd(this.#loop, this.descriptorOf(i)));
+    } catch (error) {
+      for (const event of events) event.close();
+      throw error;
+    } finally {
+      this.#messageDescriptors = [];
+    }
+    this.masks.set({ ...request, events }, count);
   }
 
   descriptorOf(i: number): number {
@@ -183,6 +225,7 @@ export class ServedDevice {
   /** The client is gone: its maps and interrupts end. Registers stay. */
   forgetClient(): void {
     this.unmapAll();
+    this.masks.clear();
     for (let index = 0; index < this.numIrqs; index++) {
       try {
         this.ioctl(

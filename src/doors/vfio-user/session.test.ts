@@ -451,3 +451,45 @@ test('a long transfer over pages that were never mapped moves the right bytes, a
     assert.ok(Buffer.compare(memory.subarray(0, length), memory.subarray(to, to + length)) === 0);
   }
 });
+
+test('U-30: a mask, and its end, are told by eventfd; a masked vector keeps its signal', (t) => {
+  const client = peer(t);
+  const events = Array.from({ length: 4 }, () => createEventfd());
+  t.after(() => {
+    for (const event of events) closeSync(event);
+  });
+  const [trigger, masked, unmasked, pin] = events as [number, number, number, number];
+  const set = (flags: number, index: number, start: number, count: number, fds: number[] = []): number =>
+    client.call(wire.VFIO_USER_DEVICE_SET_IRQS, uapi.vfio_irq_set.write({ argsz: 20, flags, index, start, count }), fds)
+      .error;
+  const [NONE, EVENTFD, MASK, UNMASK, TRIGGER] = [1, 4, 8, 16, 32];
+  assert.equal(set(EVENTFD | TRIGGER, 2, 3, 1, [trigger]), 0);
+  assert.equal(set(EVENTFD | MASK, 2, 3, 1, [masked]), 0);
+  assert.equal(set(EVENTFD | UNMASK, 2, 3, 1, [unmasked]), 0);
+  const fire = (): void => write(client, REGISTERS, 0x20, u32(3));
+  fire();
+  assert.deepEqual([readEventfd(trigger), readEventfd(masked)], [1, 0]);
+  assert.equal(set(NONE | MASK, 2, 3, 1), 0);
+  assert.deepEqual([readEventfd(masked), readEventfd(unmasked)], [1, 0]);
+  fire();
+  fire();
+  assert.equal(readEventfd(trigger), 0);
+  assert.equal(set(NONE | UNMASK, 2, 3, 1), 0);
+  assert.deepEqual([readEventfd(trigger), readEventfd(masked), readEventfd(unmasked)], [1, 0, 1]);
+  // The eventfd is taken back: nobody is told.
+  assert.equal(set(EVENTFD | MASK, 2, 3, 1), 0);
+  assert.equal(set(NONE | MASK, 2, 3, 1), 0);
+  assert.equal(readEventfd(masked), 0);
+  assert.equal(set(NONE | MASK, 2, 7, 2), EINVAL, 'beyond the vectors');
+  assert.equal(set(NONE | MASK, 2, 0, 0), EINVAL);
+  assert.equal(set(NONE | MASK, 4, 0, 1), EINVAL, 'an index without masks');
+  // The pin.
+  assert.equal(set(NONE | TRIGGER, 2, 0, 0), 0);
+  assert.equal(set(EVENTFD | TRIGGER, 0, 0, 1, [trigger]), 0);
+  assert.equal(set(EVENTFD | MASK, 0, 0, 1, [pin]), 0);
+  assert.equal(set(NONE | MASK, 0, 0, 1), 0);
+  assert.equal(readEventfd(pin), 1);
+  const before = openDescriptors();
+  client.disconnect();
+  assert.ok(openDescriptors() < before, 'and all are given back');
+});
