@@ -25,7 +25,7 @@ static int below(const char *path, const char *folder, size_t n)
 
 static int kind_of(const char *p)
 {
-	if (!strncmp(p, "/dev/", 5)) return below(p, "/dev/vfio", 9) || !strcmp(p, "/dev/iommu") || (has_kvm && !strcmp(p, KVM_NODE)) ? PLACE_DEV : PLACE_NONE;
+	if (!strncmp(p, "/dev/", 5)) return below(p, "/dev/vfio", 9) || !strcmp(p, "/dev/iommu") || !strncmp(p, "/dev/pasid-walker", 17) || (has_kvm && !strcmp(p, KVM_NODE)) ? PLACE_DEV : PLACE_NONE;
 	for (int i = 0; i < prefix_count; i++)
 		if (below(p, prefix[i].text, prefix[i].length)) return PLACE_SYS;
 	return PLACE_NONE;

@@ -39,6 +39,13 @@ interface Watched {
   readonly bypass: { readonly registered: number } | undefined;
 }
 
+export interface SharedInvariants {
+  /** Processes whose addresses devices use, each device counted. */
+  readonly bonds: number;
+  /** Page requests of devices that were taken and not answered. */
+  readonly faults: number;
+}
+
 export class Counters {
   readonly #physical: PhysicalMemory;
   readonly #mms = new Set<Mm>();
@@ -49,6 +56,7 @@ export class Counters {
   #vfio2011: Vfio2011 | undefined;
   #interrupts: Watched | undefined;
   #kvm: { readonly vms: number } | undefined;
+  #shared: SharedInvariants | undefined;
 
   constructor(physical: PhysicalMemory) {
     this.#physical = physical;
@@ -56,6 +64,10 @@ export class Counters {
 
   watchInterrupts(interrupts: Watched): void {
     this.#interrupts = interrupts;
+  }
+
+  watchShared(shared: SharedInvariants): void {
+    this.#shared = shared;
   }
 
   watchKvm(kvm: { readonly vms: number }): void {
@@ -117,6 +129,11 @@ export class Counters {
     };
   }
 
+  /** The same for shared addressing. */
+  sharedNow(): SharedInvariants {
+    return { bonds: this.#shared?.bonds ?? 0, faults: this.#shared?.faults ?? 0 };
+  }
+
   publish(tree: SysfsTree): void {
     tree.file('/sys/module/vfiobox/version', '1\n');
     const add = (name: string, value: () => number): void =>
@@ -125,5 +142,7 @@ export class Counters {
     for (const name of Object.keys(this.interruptsNow()) as (keyof InterruptInvariants)[]) {
       add(name, () => this.interruptsNow()[name]);
     }
+    for (const name of Object.keys(this.sharedNow()) as (keyof SharedInvariants)[])
+      add(name, () => this.sharedNow()[name]);
   }
 }

@@ -7,6 +7,7 @@ import type { PciFunction } from '../hw/pci/function.ts';
 import type { PciTree } from '../hw/pci/tree.ts';
 import { Blocked } from '../kernel/core/blocked.ts';
 import { allHostDrivers } from '../kernel/drivers/host-drivers.ts';
+import { PasidWalkerDriver, type WalkerEnvironment } from '../kernel/drivers/pasid-walker/pasid-walker.ts';
 import { PciBus } from '../kernel/drivers/pci-bus.ts';
 import { again, PciCore } from '../kernel/drivers/pci-core.ts';
 import { VfioPci2011Driver } from '../kernel/drivers/vfio-2011/vfio-pci-2011.ts';
@@ -45,6 +46,7 @@ export class Drivers implements DriverControl {
     interrupts: Interrupts;
     enableSriov: boolean;
     api2011: Api2011 | undefined;
+    walkers: Pick<WalkerEnvironment, 'sva' | 'publish'>;
   }) {
     const groupOf = (fn: PciFunction) => parts.iommu.groupOf(fn);
     this.bus = new PciBus(groupOf);
@@ -64,6 +66,7 @@ export class Drivers implements DriverControl {
       ...(random !== undefined && { makeToken: () => random(16) }),
     };
     for (const driver of allHostDrivers(removeVirtualFunctions)) this.bus.register(driver);
+    this.bus.register(new PasidWalkerDriver({ ...parts.walkers, groupOf }));
     const { api2011 } = parts;
     if (api2011?.isAlone !== true) {
       const enableSriov = (): boolean => this.enableSriov;

@@ -107,7 +107,7 @@ export interface HostConfig {
 /** A host file that cannot be used. The message is one line for a person: where, what was found, what was expected. */
 export class HostFileError extends Error {}
 
-const PRESETS = ['default', 'iommufd-selftest', 'kernel-golden', 'sriov', 'seed-2011'];
+const PRESETS = ['default', 'iommufd-selftest', 'kernel-golden', 'sriov', 'seed-2011', 'sva'];
 
 /** Names that `--host` takes beside files. */
 export function presetNames(): string[] {

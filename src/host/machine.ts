@@ -27,11 +27,12 @@ import { DemandUpstream } from './demand-upstream.ts';
 import { Drivers, waitFor } from './drivers.ts';
 import { type FunctionConfig, fullAddress, type HostConfig, HostFileError, parseFunction } from './host-file.ts';
 import { Interrupts } from './interrupts.ts';
-import { DeviceNodes, KVM_MINOR, MISC_MAJOR, type NodeStat } from './nodes.ts';
+import { DeviceNodes, KVM_MINOR, MISC_MAJOR, type NodeStat, WALKER_MAJOR } from './nodes.ts';
 import { MAY_READ, MAY_WRITE, permit } from './permissions.ts';
 import { parseAddress, placeFunction, placeFunctions } from './place-functions.ts';
 import type { Platform } from './platform.ts';
 import { type DescriptorSource, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
+import { SharedAddressing } from './shared-addressing.ts';
 import { functionPath } from './sysfs/function-path.ts';
 import { IommuSysfs } from './sysfs/iommu.ts';
 import { PciSysfs } from './sysfs/pci.ts';
@@ -63,6 +64,9 @@ export class Machine {
   readonly interrupts: Interrupts;
   /** Set with the option `kvm`: the machine has its own /dev/kvm. */
   readonly kvm: KvmHost | undefined;
+  /** PASIDs, page requests, and processes whose addresses devices use. */
+  readonly shared: SharedAddressing;
+  #walkers = 0;
   readonly #nodes: DeviceNodes<Opener>;
   readonly #platform: Platform;
   /** Functions that somebody described, at the start or later: without those that others made. */
@@ -78,6 +82,8 @@ export class Machine {
       unitOf: units.of,
     });
     for (const unit of units.all) this.iommu.units.push(unit);
+    this.shared = new SharedAddressing(this.iommu, platform.clock);
+    this.counters.watchShared(this.shared);
     this.interrupts = new Interrupts(units.all, units.of, this.physical, hasKvm(config));
     this.pci = new PciTree({
       memory: this.physical,
@@ -118,6 +124,13 @@ export class Machine {
       interrupts: this.interrupts,
       enableSriov: config.options?.enableSriov ?? false,
       api2011: this.api2011,
+      walkers: {
+        sva: this.shared.sva,
+        publish: (path, open) => {
+          this.#nodes.add(path, WALKER_MAJOR, this.#walkers++, 0o660, () => this.counters.opened(open()));
+          return () => this.#nodes.remove(path);
+        },
+      },
     });
 
     this.counters.watchVfio(this.vfio, this.api2011?.core);
@@ -307,7 +320,10 @@ export class Machine {
   ): Process {
     const mm = new Mm(memory, this.physical);
     this.counters.watch(mm);
-    return new Process(identity, mm, descriptors, rights, () => this.counters.ended(mm));
+    return new Process(identity, mm, descriptors, rights, () => {
+      this.shared.sva.exit(mm);
+      this.counters.ended(mm);
+    });
   }
 
   /**

@@ -29,6 +29,7 @@ export const CONTAINER_MINOR = 196;
 export const KVM_MINOR = 232;
 export const GROUP_MAJOR = 248;
 export const CDEV_MAJOR = 247;
+export const WALKER_MAJOR = 246;
 
 export interface DeviceNode<T> {
   readonly major: number;
