@@ -1,6 +1,7 @@
 /** A whole machine under a clock that stands still, and a program in it, for tests of what happens while it runs. */
 import { privateShared } from '../hw/memory/backing.ts';
 import { ManualClock } from '../hw/pci/clock.ts';
+import type { DeviceModel } from '../hw/pci/device-model.ts';
 import type { PciFunction } from '../hw/pci/function.ts';
 import { Blocked } from '../kernel/core/blocked.ts';
 import type { File } from '../kernel/core/file.ts';
@@ -24,12 +25,18 @@ export class TestHost {
     what: string | readonly FunctionConfig[],
     options: HostConfig['options'] = {},
     units: HostConfig['iommu']['units'] = [{ name: 'dmar0', preset: 'vtd-legacy-sc' }],
+    models: readonly DeviceModel[] = [],
   ) {
     const config: HostConfig =
       typeof what === 'string' ? loadHost(what) : { name: 'test', iommu: { units }, functions: [...what] };
     this.machine = new Machine(
       { ...config, options: { ...config.options, ...options } },
-      { clock: this.clock, allocateShared: privateShared, log: (text) => this.said.push(text) },
+      {
+        clock: this.clock,
+        allocateShared: privateShared,
+        log: (text) => this.said.push(text),
+        models: new Map(models.map((model) => [model.name, model])),
+      },
     );
   }
 
