@@ -59,3 +59,24 @@ export function naiveFirst(
     table = entry & ADDRESS;
   }
 }
+
+/** AMD's version 1 host tables. */
+export function naiveAmd(read: ReadQword, top: bigint, levels: number, address: bigint): NaiveResult | undefined {
+  if (address >> BigInt(12 + 9 * levels) !== 0n) return undefined;
+  let table = top;
+  let mask = 3n;
+  for (let level = levels; ; ) {
+    const shift = BigInt(12 + 9 * (level - 1));
+    const entry = read(table + ((address >> shift) & 511n) * 8n);
+    if (entry === undefined || (entry & 1n) === 0n) return undefined;
+    mask &= entry >> 61n;
+    const next = Number((entry >> 9n) & 7n);
+    if (next === 0) {
+      const within = address & ((1n << shift) - 1n);
+      return { address: (entry & ADDRESS) + within, read: (mask & 1n) !== 0n, write: (mask & 2n) !== 0n };
+    }
+    if (next !== level - 1) return undefined;
+    level = next;
+    table = entry & ADDRESS;
+  }
+}

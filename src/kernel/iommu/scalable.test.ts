@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { READ, WRITE } from '../../hw/pci/dma.ts';
+import { Atc, PENDING } from '../../hw/pci/atc.ts';
+import { type DmaFault, READ, WRITE } from '../../hw/pci/dma.ts';
 import { ats, pasid, pri } from '../../hw/pci/extended-capabilities.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import type { FunctionSpec } from '../../hw/pci/function-spec.ts';
@@ -221,4 +222,56 @@ test('identity by PASID: the address is physical', () => {
   group.attachPasid(identityDomain(unit), 6);
   assert.equal(write(fn, machine.ramPage, 6, 0x11), 'ok');
   assert.equal(machine.ram[0], 0x11);
+});
+
+test('I-44 I-82: after unmap no DMA reaches the page, not by the IOTLB and not by the device TLB either', () => {
+  const { machine, fn, group } = world();
+  const atc = new Atc(fn.dma);
+  for (const stage of ['first', 'second'] as const) {
+    const domain = new Domain(machine.unit, 'unmanaged', { stage });
+    domain.map(0x10, machine.ramPage + 1, 2, 3);
+    group.attachPasid(domain, 3);
+    group.attach(domain);
+    for (const pasidNumber of [3, -1]) {
+      assert.equal(atc.write(0x10000, Uint8Array.of(1), pasidNumber), undefined);
+      assert.equal(atc.write(0x11000, Uint8Array.of(1), pasidNumber), undefined);
+    }
+    assert.equal(atc.size, 4);
+    domain.unmap(0x10, 1);
+    assert.equal(atc.size, 2, 'the neighbour is kept');
+    for (const pasidNumber of [3, -1]) {
+      assert.equal((atc.write(0x10000, Uint8Array.of(2), pasidNumber) as DmaFault).reason, 'not present');
+    }
+    assert.equal(machine.ram[4096], 1);
+    group.detachPasid(3);
+    group.detach();
+    assert.equal(atc.size, 0, 'detaching takes the rest');
+  }
+});
+
+test('I-54: SVA: a page request is answered by mapping the page, and the device goes on', () => {
+  const { machine, fn, group, unit } = world();
+  const domain = new Domain(unit, 'sva');
+  group.attachPasid(domain, 3);
+  const atc = new Atc(fn.dma, { asksForPages: true });
+  assert.equal(atc.write(0x7000_0000_1000n, Uint8Array.of(5), 3), PENDING);
+  const [request] = unit.takePageRequests();
+  assert.equal(machine.core.groupOfRid(unit, request!.rid), group);
+  assert.equal(group.domainOfPasid(request!.pasid), domain);
+  domain.map(request!.page, machine.ramPage + 5, 1, 3);
+  unit.respondPageRequest(request!, 'success');
+  assert.equal(atc.write(0x7000_0000_1000n, Uint8Array.of(5), 3), undefined);
+  assert.equal(machine.ram[5 * 4096], 5);
+  domain.unmap(request!.page, 1);
+  assert.equal(atc.size, 0);
+  group.detachPasid(3);
+  domain.free();
+});
+
+test('a device that is not trusted gets no translation requests', () => {
+  const machine = new IommuMachine(SCALABLE);
+  const port = machine.add(rootPort(), '1c.0');
+  const fn = machine.add(capable(), '0.0', { bus: port.secondary!, untrusted: true });
+  machine.boot();
+  assert.equal((fn.dma.translate(0x1000) as DmaFault).reason, 'no translation requests');
 });

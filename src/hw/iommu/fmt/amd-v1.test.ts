@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { naiveAmd } from '../naive-walk.ts';
 import { PageTable } from '../page-table.ts';
 import { TablePool } from '../table-pool.ts';
 import { amdV1 } from './amd-v1.ts';
 import { formatSuite } from './format.suite.ts';
 
-formatSuite(amdV1);
+formatSuite(amdV1, naiveAmd);
 
 test('AMD v1: the entries of leaves and tables, bit by bit', () => {
   const pool = new TablePool();

@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import type { NaiveResult, ReadQword } from '../naive-walk.ts';
 import { LEAF_PAGES, PageTable } from '../page-table.ts';
 import { TablePool } from '../table-pool.ts';
 import type { PageTableFormat } from './format.ts';
@@ -73,7 +74,93 @@ export function permissionOf(format: PageTableFormat, prot: number): number {
   );
 }
 
-export function formatSuite(format: PageTableFormat): void {
+/** What a page translates to by tables read as bytes; undefined: nothing. `top`: address of the top table. */
+export type NaiveWalk = (read: ReadQword, top: bigint, levels: number, address: bigint) => NaiveResult | undefined;
+
+/** Numbers that look random and are the same for the same seed. */
+function randomNumbers(seed: number): (below: number) => number {
+  let state = seed | 1;
+  return (below) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * below);
+  };
+}
+
+/**
+ * A long random life of one table: maps, unmaps, accesses of hardware, questions and dirty reads, each compared with a map of pages and
+ * with a walk by bytes.
+ */
+export function liveLong(
+  format: PageTableFormat,
+  naive: NaiveWalk,
+  levels: number,
+  operations: number,
+  seed: number,
+): void {
+  const random = randomNumbers(seed);
+  const pool = new TablePool();
+  const table = new PageTable(format, pool, { levels });
+  const oracle = new Oracle();
+  const dirty = new Set<number>();
+  const read: ReadQword = (address) => {
+    const word = Number(address >> 2n);
+    if (word >= pool.end << 10) return undefined;
+    return (BigInt(pool.words[word + 1]! >>> 0) << 32n) | BigInt(pool.words[word]! >>> 0);
+  };
+  const top = BigInt(table.top) << 12n;
+  // Up to the middle of the addresses: where they are sign-extended, the upper half begins elsewhere.
+  const base = 2 ** (format.widths[levels]! - 13) - 8192;
+  const span = 4096;
+  const near = (): number => base + (random(3) === 0 ? random(8) * 512 : random(span));
+  for (let i = 0; i < operations; i++) {
+    const kind = random(10);
+    const page = near();
+    if (kind < 3) {
+      const count = random(4) === 0 ? 512 * (1 + random(2)) : 1 + random(24);
+      const physicalPage = 0x4_0000_0000 + (random(2) === 0 ? page - base : random(2 ** 20));
+      const prot = 1 + random(3);
+      const expected = oracle.map(page, physicalPage, count, prot);
+      assert.equal(table.map(page, physicalPage, count, prot, false), expected, `step ${i}: map`);
+      // What software made dirty is not news.
+      if (expected < 0) table.readDirty(page, page + count - 1, true, () => {});
+    } else if (kind < 6) {
+      const count = random(4) === 0 ? 1024 : 1 + random(40);
+      const removed = oracle.unmap(page, count);
+      assert.equal(table.unmap(page, count), removed, `step ${i}: unmap`);
+      for (const leaf of [...dirty]) if (leaf >= page && leaf < page + removed) dirty.delete(leaf);
+      table.releaseTables();
+    } else if (kind === 9 && random(20) === 0) {
+      const found: number[] = [];
+      table.readDirty(base, base + 2 * span, true, (first) => found.push(first));
+      assert.deepEqual(
+        found,
+        [...dirty].sort((a, b) => a - b),
+        `step ${i}: dirty`,
+      );
+      dirty.clear();
+    } else {
+      const expected = oracle.pages.get(page);
+      assert.equal(table.walk(page), expected?.physicalPage ?? -1, `step ${i}: walk`);
+      const bytes = naive(read, top, levels, BigInt(page) << 12n);
+      assert.equal(bytes?.address, expected && BigInt(expected.physicalPage) << 12n, `step ${i}: bytes`);
+      if (expected === undefined) continue;
+      const permission = permissionOf(format, expected.prot);
+      assert.equal(table.permission, permission);
+      assert.deepEqual([bytes!.read, bytes!.write], [(permission & 1) !== 0, (permission & 2) !== 0]);
+      if (kind === 7) {
+        table.markLeaf(true);
+        dirty.add(expected.first);
+      }
+    }
+  }
+  for (const [first, leaf] of [...oracle.pages]) if (leaf.first === first) table.unmap(first, leaf.pages);
+  table.releaseTables();
+  assert.equal(table.tables, 1);
+  table.destroy();
+  assert.equal(pool.used, 0);
+}
+
+export function formatSuite(format: PageTableFormat, naive: NaiveWalk): void {
   const title = (text: string): string => `${format.name}: ${text}`;
   const depths = Object.keys(format.widths).map(Number);
   const make = (levels: number, pool = new TablePool()): PageTable => new PageTable(format, pool, { levels });
@@ -114,6 +201,10 @@ export function formatSuite(format: PageTableFormat): void {
   });
 
   for (const levels of depths) {
+    test(title(`${levels} levels: a life of 1,500 operations agrees with a map of pages and a walk by bytes`), () => {
+      liveLong(format, naive, levels, 1500, levels);
+    });
+
     const limit = 2 ** (format.widths[levels]! - 12);
 
     test(title(`${levels} levels: pages beyond the width are refused, the top page works, nothing aliases`), () => {

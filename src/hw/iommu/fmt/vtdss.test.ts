@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { naiveSecond } from '../naive-walk.ts';
 import { indexAt, PageTable } from '../page-table.ts';
 import { TablePool } from '../table-pool.ts';
 import { formatSuite } from './format.suite.ts';
 import { vtdss } from './vtdss.ts';
 
-formatSuite(vtdss);
+formatSuite(vtdss, naiveSecond);
 
 /** A pool whose next table is number `next`. */
 function poolUpTo(next: number): TablePool {

@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { naiveFirst } from '../naive-walk.ts';
 import { PageTable } from '../page-table.ts';
 import { TablePool } from '../table-pool.ts';
 import { formatSuite } from './format.suite.ts';
 import { x86_64 } from './x86-64.ts';
 
-formatSuite(x86_64);
+formatSuite(x86_64, naiveFirst);
 
 test('I-92: the entries of leaves and tables, bit by bit', () => {
   const pool = new TablePool();
