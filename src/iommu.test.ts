@@ -1,12 +1,16 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {
+  allocIoasid,
   BufferBacking,
   DmaPort,
   FaultReason,
+  IoasidSet,
+  Ioasids,
   IommuUnit,
   PageTable,
   PhysicalMemory,
+  setIoasidData,
   vtdss,
   WRITE,
   x86_64,
@@ -56,4 +60,21 @@ test('vfiobox/iommu alone: a device writes through two address spaces of its own
   assert.equal(unit.translate(rid, -1, 0x100, WRITE), ramPage);
   unit.invalidatePages(2, 0x100, 0);
   assert.equal(unit.translate(rid, -1, 0x100, WRITE), -1);
+});
+
+test('A-13: numbers with data; the promise of a change is kept when nobody reads the old value any more', async () => {
+  const ids = new Ioasids();
+  const set = new IoasidSet<{ name: string }>('mine');
+  const id = await allocIoasid(ids, set, 1, 9, { name: 'old' });
+  const reader = ids.readers.begin();
+  let isDisposable = false;
+  const change = setIoasidData(ids, id, { name: 'new' }).then(() => {
+    isDisposable = true;
+  });
+  await Promise.resolve();
+  assert.equal(isDisposable, false);
+  reader.end();
+  await change;
+  assert.equal(isDisposable, true);
+  await assert.rejects(setIoasidData(ids, 5, null), { code: 'ENOENT' });
 });

@@ -3,6 +3,8 @@
  * drive it by its registers or by methods, and devices ask it where their addresses go. docs/iommu.md.
  */
 
+import type { IoasidSet, Ioasids } from './kernel/iommu/ioasid.ts';
+
 export { decodeDescriptor, encodeDescriptor, type Invalidation } from './hw/iommu/descriptors.ts';
 export {
   type LegacyContext,
@@ -44,3 +46,42 @@ export {
   type TranslationRequest,
 } from './hw/pci/ats.ts';
 export { type Access, type DmaFault, DmaPort, READ, type Upstream, WRITE } from './hw/pci/dma.ts';
+// Numbers for address spaces: docs/ioasid.md.
+export {
+  INVALID_IOASID,
+  type IoasidAllocatorOps,
+  IoasidError,
+  type IoasidOptions,
+  IoasidSet,
+  Ioasids,
+  LAST_PASID,
+} from './kernel/iommu/ioasid.ts';
+export type { ReadSection, ReadSections } from './kernel/iommu/ioasid-readers.ts';
+export {
+  initVirtualCommands,
+  VirtualCommandRegisters,
+  type VirtualUnit,
+  VmPasids,
+  virtualCommandAllocator,
+} from './kernel/iommu/ioasid-virtual-command.ts';
+// The IOVA allocator of the host's DMA API: docs/dma-api.md.
+export { IovaAllocator, type IovaOptions } from './kernel/iommu/iova.ts';
+export { type PasidBus, PasidConsumer, PasidConsumers, type PasidOps } from './kernel/iommu/pasid-consumer.ts';
+export { GlobalPasids } from './kernel/iommu/pasid-global.ts';
+export { type PasidPolicy, VirtualPasids } from './kernel/iommu/pasid-policy.ts';
+
+/** `Ioasids.setData` as a promise: resolved when nobody can still use the old value. Rejected with ENOENT. */
+export function setIoasidData(ids: Ioasids, id: number, data: object | null): Promise<void> {
+  return new Promise((resolve) => ids.setData(id, data, resolve));
+}
+
+/** `Ioasids.allocLater` as a promise. */
+export function allocIoasid<T extends object>(
+  ids: Ioasids,
+  set: IoasidSet<T> | null,
+  min: number,
+  max: number,
+  data: T | null,
+): Promise<number> {
+  return new Promise((resolve) => ids.allocLater(set, min, max, data, resolve));
+}

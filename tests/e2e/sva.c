@@ -156,7 +156,8 @@ static void astray(const char *path)
 	/* Unmapped under the device's feet: the translation that it holds leads nowhere. */
 	a->next = (unsigned long)a;
 	start(fd, a, ~0u, 0);
-	usleep(2000);
+	while (status(fd).visited < 100)
+		usleep(100);
 	munmap(pages, 2 * 4096);
 	report("pulled", fd, (unsigned long)a);
 	close(fd);
