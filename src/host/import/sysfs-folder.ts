@@ -1,6 +1,6 @@
 /**
- * A copied /sys/bus/pci/devices: a folder for each function with `config`, `resource` and the like. `cp -rL` makes one, and so does
- * tar with -h. Links are read where they survived the copying.
+ * A copied /sys/bus/pci/devices: a folder for each function with `config`, `resource` and the like (docs/groups.md has the
+ * commands). Links are read by their names: what they lead to need not have been copied.
  */
 import { existsSync, lstatSync, readdirSync, readFileSync, readlinkSync, realpathSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
@@ -21,14 +21,15 @@ export function readSysfs(folder: string): Dump {
     if (names.length === 0 || names.length > ENTRIES_AT_MOST) continue;
     return { origin: folder, functions: names.sort().map((name) => readFunction(join(path, name), name)) };
   }
-  return refuse(
-    folder,
-    'no folder of a PCI function (such as 0000:00:1f.0) in it: copy with cp -rL /sys/bus/pci/devices',
-  );
+  return refuse(folder, 'no folder of a PCI function (such as 0000:00:1f.0) in it, as in /sys/bus/pci/devices');
 }
 
 function readFunction(path: string, name: string): DumpedFunction {
-  if (!existsSync(path)) refuse(path, 'is a link that leads nowhere: copy with cp -rL, which follows links');
+  if (!existsSync(path))
+    refuse(
+      path,
+      'is a link that leads nowhere: copy the folders that the links of /sys/bus/pci/devices lead to (docs/groups.md)',
+    );
   const config = bytesOf(join(path, 'config'));
   if (config === undefined)
     refuse(join(path, 'config'), `${name} has no configuration space: the copy is not complete`);
@@ -38,7 +39,7 @@ function readFunction(path: string, name: string): DumpedFunction {
       `configuration space has ${CONFIG_LENGTHS.join(', ')} bytes, not ${config.length}: the copy is cut off`,
     );
   }
-  const isVirtfn = existsSync(join(path, 'physfn'));
+  const isVirtfn = linkName(join(path, 'physfn')) !== undefined || existsSync(join(path, 'physfn'));
   checkIds(path, config, isVirtfn);
   const resource = textOf(join(path, 'resource'));
   const group = linkName(join(path, 'iommu_group'));
