@@ -47,6 +47,7 @@ function readDump(source: string): Dump {
   try {
     const stat = statSync(source);
     if (stat.isDirectory()) return readSysfs(source);
+    if (!stat.isFile() && !stat.isFIFO()) refuse(source, 'is neither a file nor a folder');
     if (stat.size > BYTES_AT_MOST) refuse(source, `has ${stat.size} bytes, more than a dump of a machine`);
     text = readFileSync(source, 'utf8');
   } catch (error) {
@@ -156,8 +157,9 @@ export function loadHostOrDump(nameOrPath: string): HostConfig {
 
 function isDump(path: string): boolean {
   try {
-    if (statSync(path).isDirectory()) return true;
-    if (/\.(?:json|ya?ml)$/.test(path)) return false;
+    const stat = statSync(path);
+    if (stat.isDirectory()) return true;
+    if (/\.(?:json|ya?ml)$/.test(path) || !stat.isFile() || stat.size > BYTES_AT_MOST) return false;
     const text = readFileSync(path, 'utf8');
     return isUmockdev(text) || isTree(text) || isLspci(text);
   } catch {

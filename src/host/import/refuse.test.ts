@@ -90,6 +90,7 @@ test('what is not PCI is refused', () => {
   mkdirSync(dangling);
   symlinkSync('../../nowhere', join(dangling, '0000:00:00.0'));
   assert.throws(() => importHost(dangling), /is a link that leads nowhere: copy the folders/);
+  assert.throws(() => importHost('/dev/zero'), /\/dev\/zero: is neither a file nor a folder/);
   assert.throws(() => importHost(join(folder, 'none')), /there is no such file or folder/);
 });
 
