@@ -3,7 +3,7 @@
  * it in. Walk-through: docs/writing-a-device.md.
  */
 export type { Backing, SharedMemory } from './hw/memory/backing.ts';
-export type { BarSpec, Registers } from './hw/pci/bar.ts';
+export type { BarSpec, Doorbell, Registers } from './hw/pci/bar.ts';
 export {
   advancedFeatures,
   pciExpress,

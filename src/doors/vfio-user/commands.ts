@@ -8,6 +8,7 @@ import * as wire from '../../uapi/vfio-user.ts';
 import { fixedPartOf, HEADER, type Message } from './codec.ts';
 import type { ClientDma } from './dma.ts';
 import { WireFeatures } from './features.ts';
+import { IoFds } from './io-fds.ts';
 import { isMaskRequest } from './irq-masks.ts';
 import type { Capabilities } from './negotiation.ts';
 import type { Region, ServedDevice } from './served-device.ts';
@@ -42,18 +43,21 @@ class DeviceCommands implements Commands {
   readonly #device: ServedDevice;
   readonly #dma: ClientDma;
   readonly #features: WireFeatures;
+  readonly #ioFds: IoFds;
   readonly #output: Uint8Array;
   readonly #view: DataView;
   /** Places for the data of small reads. */
   readonly #small: readonly Uint8Array[];
   #attached: readonly number[] = none;
   #maxTransfer = 0;
+  #mostDescriptors = 0;
   #writesMultiple = false;
 
   constructor(device: ServedDevice, dma: ClientDma, output: Uint8Array) {
     this.#device = device;
     this.#dma = dma;
     this.#features = new WireFeatures(device);
+    this.#ioFds = new IoFds(device);
     this.#output = output;
     this.#view = new DataView(output.buffer, output.byteOffset, output.length);
     const data = HEADER + ACCESS;
@@ -63,6 +67,7 @@ class DeviceCommands implements Commands {
   negotiated(capabilities: Capabilities): void {
     this.#maxTransfer = capabilities.max_data_xfer_size;
     this.#features.maxTransfer = this.#maxTransfer;
+    this.#mostDescriptors = capabilities.max_msg_fds;
     this.#writesMultiple = capabilities.write_multiple;
   }
 
@@ -78,6 +83,7 @@ class DeviceCommands implements Commands {
 
   forget(): void {
     this.#features.forget();
+    this.#ioFds.forget();
   }
 
   run(message: Message): number {
@@ -289,7 +295,9 @@ class DeviceCommands implements Commands {
     if (flags !== 0 || count !== 0) throw new Errno('EINVAL', `flags ${flags} and count ${count} are 0 in a request`);
     if (argsz > this.#maxTransfer) throw new Errno('EINVAL', `argsz ${argsz} is beyond ${this.#maxTransfer}`);
     if (this.#region(index).size === 0) throw new Errno('EINVAL', `there is no region ${index}`);
-    return this.#put(wire.vfio_user_region_io_fds.write({ argsz: size, flags: 0, index, count: 0 }));
+    const { payload: answer, descriptors } = this.#ioFds.answer(index, argsz, this.#mostDescriptors);
+    if (descriptors.length > 0) this.attach(descriptors);
+    return this.#put(answer);
   }
 
   #irqInfo(payload: Uint8Array): number {

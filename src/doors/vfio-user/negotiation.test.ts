@@ -56,3 +56,14 @@ test('a smaller transfer size of the client holds for both', () => {
   const version = parseVersion(versionPayload(0, 1, '{"capabilities": {"max_data_xfer_size": 4096}}'));
   assert.equal(agree(version).capabilities.max_data_xfer_size, 4096);
 });
+
+test('what older peers say of their bitmaps is checked and changes nothing', () => {
+  const parse = (migration: unknown): unknown => {
+    const text = Buffer.from(`${JSON.stringify({ capabilities: { migration } })}\0`);
+    return parseVersion(Buffer.concat([Uint8Array.of(0, 0, 1, 0), text])).capabilities;
+  };
+  assert.deepEqual(parse({ pgsize: 4096, max_bitmap_size: 268435456 }), parse({}));
+  for (const bad of ['23', 5, [], { pgsize: 'foo' }, { pgsize: 4095 }, { pgsize: 5000 }, { max_bitmap_size: -1 }]) {
+    assert.throws(() => parse(bad), { code: 'EINVAL' }, JSON.stringify(bad));
+  }
+});

@@ -74,6 +74,7 @@ function parseCapabilities(text: Uint8Array): Capabilities {
   const twin = memberObject(given, 'twin_socket');
   const isTwin = twin === undefined ? false : (memberBoolean(twin, 'supported') ?? false);
   const index = twin === undefined ? undefined : memberNumber(twin, 'fd_index', 0, 1023);
+  checkMigration(memberObject(given, 'migration'));
   return {
     max_msg_fds: memberNumber(given, 'max_msg_fds', 0, 1024) ?? defaultCapabilities.max_msg_fds,
     max_data_xfer_size:
@@ -83,6 +84,16 @@ function parseCapabilities(text: Uint8Array): Capabilities {
     write_multiple: memberBoolean(given, 'write_multiple') ?? false,
     twin_socket: { supported: isTwin, ...(index !== undefined && { fd_index: index }) },
   };
+}
+
+/** What older peers say of their bitmaps; it changes nothing here. */
+function checkMigration(given: JsonObject | undefined): void {
+  if (given === undefined) return;
+  memberNumber(given, 'max_bitmap_size', 0, Number.MAX_SAFE_INTEGER);
+  const size = memberNumber(given, 'pgsize', 4096, 2 ** 40);
+  if (size !== undefined && !Number.isInteger(Math.log2(size))) {
+    throw new Errno('EINVAL', `'pgsize' of VERSION is ${size}, not a power of two`);
+  }
 }
 
 type JsonObject = Record<string, unknown>;

@@ -3,10 +3,13 @@
  * neither may wait for the other.
  */
 import assert from 'node:assert/strict';
+import { closeSync } from 'node:fs';
 import { type TestContext, test } from 'node:test';
 import { device, isFault, memoryBar, msix, PCI_EXP_TYPE_ENDPOINT, pciExpress, register } from '../../device.ts';
+import { signalEventfd } from '../../sys/index.ts';
 import * as uapi from '../../uapi/vfio.ts';
 import * as wire from '../../uapi/vfio-user.ts';
+import { parseIoFds } from './client-regions.ts';
 import type { Message } from './codec.ts';
 import { TestPeer } from './test-peer.ts';
 
@@ -47,6 +50,11 @@ const asker = device({
         memoryBar({
           index: 0,
           size: 0x1000,
+          doorbells: [
+            { at: LATER, size: 4, value: 1, shares: 'queues' },
+            { at: SCRATCH, size: 4, value: 0x77, shares: 'queues' },
+            { at: COUNT, size: 2 },
+          ],
           registers: [
             address,
             result,
@@ -292,4 +300,52 @@ test('neither side waits for the other, whatever a stubborn client does: 400 ran
   assert.deepEqual([client.session.isOpen, client.closed], [true, []]);
   assert.ok(longest < 1000, `${longest} ms`);
   t.diagnostic(`longest without an answer: ${longest.toFixed(1)} ms`);
+});
+
+test('U-27: doorbells with their eventfds, two of which share one; a kick reaches the device', (t) => {
+  const client = peer(t, false, 2000);
+  const ask = (argsz: number, index = 0): Message =>
+    client.call(
+      wire.VFIO_USER_DEVICE_GET_REGION_IO_FDS,
+      wire.vfio_user_region_io_fds.write({ argsz, flags: 0, index, count: 0 }),
+    );
+  const short = ask(16);
+  assert.deepEqual(
+    [wire.vfio_user_region_io_fds.read(short.payload), short.descriptors, short.payload.length],
+    [{ argsz: 16 + 3 * 40, flags: 0, index: 0, count: 3 }, [], 16],
+  );
+  const { payload, descriptors } = ask(16 + 3 * 40);
+  t.after(() => {
+    for (const fd of descriptors) closeSync(fd);
+  });
+  assert.equal(descriptors.length, 2);
+  const entries = parseIoFds(payload, descriptors.length);
+  assert.deepEqual(
+    entries.map(({ offset, length, fdIndex, flags, datamatch }) =>
+      [offset, length, fdIndex, flags, datamatch].map(Number),
+    ),
+    [
+      [LATER, 4, 0, 1, 1],
+      [SCRATCH, 4, 0, 1, 0x77],
+      [COUNT, 2, 1, 0, 0],
+    ],
+  );
+  assert.equal(client.call(wire.VFIO_USER_REGION_WRITE, access(4, Uint8Array.of(6, 0), 7)).error, 0);
+  signalEventfd(descriptors[0]!, 1);
+  for (let i = 0; i < 50 && (read(client, RESULT) === 0 || read(client, SCRATCH) === 0); i++) client.serve();
+  assert.deepEqual([read(client, RESULT), read(client, SCRATCH), read(client, COUNT)], [VALUE, 0x77, 1]);
+  signalEventfd(descriptors[1]!, 1);
+  for (let i = 0; i < 50 && read(client, COUNT) !== 0; i++) client.serve();
+  assert.equal(read(client, COUNT), 0);
+  assert.equal(ask(1000, 2).payload.length, 16, 'a BAR without doorbells');
+  assert.equal(ask(1000, 1).error, 22, 'no BAR');
+  assert.equal(ask(2 ** 21).error, 22);
+  // A client that goes takes its eventfds with it; the next one gets new ones.
+  client.disconnect();
+  client.connect();
+  client.negotiate();
+  signalEventfd(descriptors[0]!, 1);
+  assert.equal(ask(200).descriptors.length, 2);
+  client.serve();
+  assert.equal(read(client, COUNT), 0);
 });

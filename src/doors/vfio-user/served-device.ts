@@ -54,6 +54,17 @@ export interface Region {
   readonly capabilities: Uint8Array;
   /** Descriptor of memory that the client may map; -1: none. */
   readonly fd: number;
+  /** Registers that can be rung by eventfd. */
+  readonly doorbells: readonly Doorbell[];
+}
+
+/** A register that can be rung by eventfd, as the device's author says. */
+export interface Doorbell {
+  readonly at: number;
+  readonly size: number;
+  readonly value?: number;
+  /** Those with the same name share one eventfd. */
+  readonly shares?: string;
 }
 
 /** A device cannot be given away. The message is for a person. */
@@ -73,6 +84,7 @@ export class ServedDevice {
   readonly regions: readonly Region[];
   readonly #table = new DescriptorTable();
   readonly #loop: EventLoop;
+  readonly #machine: Machine;
   readonly #iommufd: File;
   readonly #ioas: number;
   /** Pages that can be mapped. */
@@ -85,6 +97,7 @@ export class ServedDevice {
   constructor(machine: Machine, loop: EventLoop, address: string) {
     this.name = address;
     this.#loop = loop;
+    this.#machine = machine;
     this.memory = new ServerMemory(this.maps);
     const descriptors: DescriptorSource = {
       file: (descriptor) => this.#table.file(descriptor),
@@ -222,6 +235,13 @@ export class ServedDevice {
     for (const { backing } of maps) backing.close();
   }
 
+  /** Takes an eventfd over and hears of its kicks; the result closes it. */
+  watchEventfd(fd: number, onSignal: () => void): () => void {
+    const event = new Eventfd(this.#loop, fd);
+    event.watch(onSignal);
+    return () => event.close();
+  }
+
   /** The client is gone: its maps and interrupts end. Registers stay. */
   forgetClient(): void {
     this.unmapAll();
@@ -312,7 +332,7 @@ export class ServedDevice {
 
   #region(index: number): Region {
     const table = uapi.vfio_region_info;
-    const none: Region = { index, flags: 0, size: 0, capabilities: new Uint8Array(0), fd: -1 };
+    const none: Region = { index, flags: 0, size: 0, capabilities: new Uint8Array(0), fd: -1, doorbells: [] };
     const argsz = 4096;
     const argument = new Uint8Array(argsz);
     argument.set(table.write({ argsz, flags: 0, index, cap_offset: 0, size: 0n, offset: 0n }));
@@ -335,7 +355,13 @@ export class ServedDevice {
       flags &= ~(uapi.VFIO_REGION_INFO_FLAG_MMAP | uapi.VFIO_REGION_INFO_FLAG_CAPS);
       capabilities = new Uint8Array(0);
     }
-    return { index, flags, size, capabilities, fd };
+    return { index, flags, size, capabilities, fd, doorbells: this.#doorbells(index) };
+  }
+
+  /** Of the device's data sheet: VFIO has no question for it. */
+  #doorbells(index: number): readonly Doorbell[] {
+    const fn = this.#machine.functions().find(({ name }) => name === this.name);
+    return fn?.spec.bars?.find((bar) => bar.index === index)?.doorbells ?? [];
   }
 
   #hasIrq(index: number): boolean {

@@ -91,6 +91,7 @@ test('U-2: a first message that is no VERSION closes the connection', (t) => {
   client.serve();
   assert.equal(client.session.isOpen, false);
   assert.deepEqual(client.closed, ['the first message is DEVICE_GET_INFO, not VERSION']);
+  assert.equal(client.reply()?.error, EINVAL, 'and it is told');
 });
 
 test('a VERSION that cannot be agreed on is answered with EINVAL and closes; a second one is refused only', (t) => {

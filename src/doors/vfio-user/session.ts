@@ -204,7 +204,9 @@ export class Session implements Asker {
     }
     if (!this.#isNegotiated && command !== VFIO_USER_VERSION) {
       for (const fd of descriptors) closeDescriptor(fd);
-      this.end(`the first message is ${vfioUserCommandNames[command] ?? `command ${command}`}, not VERSION`);
+      const why = `the first message is ${vfioUserCommandNames[command] ?? `command ${command}`}, not VERSION`;
+      if (message.wantsReply) this.#reply(message, 0, new Errno('EINVAL', why), []);
+      this.end(why);
       return;
     }
     const commands = this.#commands;

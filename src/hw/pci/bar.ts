@@ -31,6 +31,16 @@ export interface Registers {
   write(offset: number, from: Uint8Array): void;
 }
 
+/** A register that software rings by an eventfd as well: a kick of it is a write of `value`. */
+export interface Doorbell {
+  readonly at: number;
+  readonly size: 1 | 2 | 4;
+  /** Only this value rings it; any does, and 0 is written, when it is not given. */
+  readonly value?: number;
+  /** Doorbells of a BAR with the same name here share one eventfd: a kick rings all of them. */
+  readonly shares?: string;
+}
+
 export interface BarSpec {
   /** 0 to 5; a 64-bit BAR takes the next one as well. */
   readonly index: number;
@@ -40,6 +50,7 @@ export interface BarSpec {
   readonly prefetchable?: boolean;
   readonly shared?: SharedMemory;
   readonly trapped?: boolean;
+  readonly doorbells?: readonly Doorbell[];
   /** Who answers. Without it a shared BAR is plain memory, any other reads as zero. */
   readonly registers?: Registers;
 }

@@ -3,7 +3,7 @@
  * registers, and what happens at a reset. The result is a model like any other of the catalog.
  */
 import { Errno } from '../../../lib/errno.ts';
-import type { BarSpec, Registers } from '../bar.ts';
+import type { BarSpec, Doorbell, Registers } from '../bar.ts';
 import {
   type DeviceEnvironment,
   type DeviceModel,
@@ -34,11 +34,20 @@ export interface MemoryBarOptions extends BarPlace, RegisterPart {
   readonly prefetchable?: boolean;
   /** Offered for mmap, and each access is forwarded to the registers all the same. */
   readonly trapped?: boolean;
+  /** Registers that a VMM may ring by eventfd instead of a message (REGION_IO_FDS of vfio-user). */
+  readonly doorbells?: readonly Doorbell[];
 }
 
 /** A BAR of registers in memory space. */
 export function memoryBar(options: MemoryBarOptions): BarSpec {
   const { registers, hole, ...rest } = options;
+  for (const { at, size } of options.doorbells ?? []) {
+    if (at >= 0 && at % size === 0 && at + size <= options.size) continue;
+    throw new Errno(
+      'EINVAL',
+      `BAR ${options.index} has no place for a doorbell of ${size} bytes at 0x${at.toString(16)}`,
+    );
+  }
   return { ...rest, kind: 'memory', ...withRegisters(options) };
 }
 
