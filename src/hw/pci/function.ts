@@ -56,6 +56,12 @@ export interface Place {
   readonly physfn?: PciFunction;
 }
 
+/** Who has something to do around a reset by software: the IOMMU's driver blocks the function's requests meanwhile. */
+export interface ResetGuard {
+  begin(): void;
+  end(): void;
+}
+
 export class PciFunction {
   readonly spec: FunctionSpec;
   readonly place: Place;
@@ -94,6 +100,7 @@ export class PciFunction {
   acsControl: number | undefined;
   /** The methods that software wants tried, in its order (`reset_method`). Undefined: all of them. */
   resetChoice: readonly ResetKind[] | undefined;
+  resetGuard: ResetGuard | undefined;
   /** Firmware has been here. */
   isConfigured = false;
   #sink: InterruptSink | undefined;
@@ -235,6 +242,15 @@ export class PciFunction {
     if (method === undefined || !this.resetMethods.includes(method)) {
       throw new Errno('ENOTTY', `${this.name} cannot be reset${method === undefined ? '' : ` by ${method}`}`);
     }
+    this.resetGuard?.begin();
+    try {
+      this.#resetBy(method);
+    } finally {
+      this.resetGuard?.end();
+    }
+  }
+
+  #resetBy(method: ResetKind): void {
     const saved = saveState(this);
     const config = this.config;
     if (method === 'flr') {

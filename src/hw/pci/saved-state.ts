@@ -34,9 +34,11 @@ export function restoreState(fn: PciFunction, saved: SavedState): void {
  */
 export function resetBus(bridge: PciFunction): void {
   const below = bridge.secondary?.subtree() ?? [];
+  for (const fn of below) fn.resetGuard?.begin();
   const saved = below.map((fn) => saveState(fn));
   bridge.pulseBusReset();
   below.forEach((fn, i) => {
     restoreState(fn, saved[i]!);
   });
+  for (const fn of below) fn.resetGuard?.end();
 }

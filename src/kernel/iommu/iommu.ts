@@ -70,6 +70,7 @@ export class IommuCore {
       throw error;
     }
     this.#groupOf.set(f, group);
+    f.resetGuard = { begin: () => group.prepareReset(f), end: () => group.finishReset(f) };
     return group;
   }
 
@@ -78,6 +79,7 @@ export class IommuCore {
     const group = this.#groupOf.get(f);
     if (group === undefined) return;
     this.#groupOf.delete(f);
+    f.resetGuard = undefined;
     group.removeMember(f);
     if (group.members.size === 0) this.#drop(group);
   }

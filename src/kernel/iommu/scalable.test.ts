@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Atc, PENDING } from '../../hw/pci/atc.ts';
+import { pciExpress } from '../../hw/pci/capabilities.ts';
 import { type DmaFault, READ, WRITE } from '../../hw/pci/dma.ts';
 import { ats, pasid, pri } from '../../hw/pci/extended-capabilities.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import type { FunctionSpec } from '../../hw/pci/function-spec.ts';
+import * as reg from '../../uapi/pci-regs.ts';
 import { Domain, identityDomain, nestedDomain } from './domain.ts';
 import { maxPasids } from './group.ts';
 import { endpoint, IommuMachine, refuses, rootPort } from './test-machine.ts';
@@ -274,4 +276,27 @@ test('a device that is not trusted gets no translation requests', () => {
   const fn = machine.add(capable(), '0.0', { bus: port.secondary!, untrusted: true });
   machine.boot();
   assert.equal((fn.dma.translate(0x1000) as DmaFault).reason, 'no translation requests');
+});
+
+test('a reset by software goes the same way: meanwhile requests are blocked and nothing can be attached', () => {
+  const machine = new IommuMachine(SCALABLE);
+  const port = machine.add(rootPort(), '1c.0');
+  const seen: string[] = [];
+  const reset = (): void => {
+    const isReached = machine.unit.translate(fn.rid, 3, 0x10, WRITE) >= 0;
+    seen.push(isReached ? 'reached' : machine.unit.why);
+    refuses('EBUSY', () => group.attachPasid(mapped(machine, 0x10, 1), 4), /reset/);
+  };
+  const withFlr = pciExpress({ type: reg.PCI_EXP_TYPE_ENDPOINT, flr: true });
+  const others = capable().capabilities!.slice(1);
+  const fn = machine.add({ ...capable(), capabilities: [withFlr, ...others], reset }, '0.0', { bus: port.secondary! });
+  machine.boot();
+  const group = machine.core.groupOf(fn)!;
+  group.attachPasid(mapped(machine, 0x10, 1), 3);
+  for (const method of ['flr', 'bus'] as const) {
+    seen.length = 0;
+    fn.reset(method);
+    assert.deepEqual(seen, ['blocked'], method);
+    assert.equal(write(fn, 0x10, 3), 'ok');
+  }
 });
