@@ -1,7 +1,9 @@
 /** VFIO devices of a machine and the virtual machines that use them: the machine's own /dev/kvm. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { TestEventfd, TestTask } from '../kernel/core/test-task.ts';
+import { BufferBacking } from '../hw/memory/backing.ts';
+import { refusal, type TestEventfd, type TestTask } from '../kernel/core/test-task.ts';
+import { Domain, IOMMU_GUEST_NO_SNOOP, IOMMU_READ, IOMMU_WRITE } from '../kernel/iommu/domain.ts';
 import { routing } from '../kernel/kvm/test-machine.ts';
 import type { Vcpu } from '../kernel/kvm/vcpu.ts';
 import type { Vm } from '../kernel/kvm/vm.ts';
@@ -271,6 +273,36 @@ test('F-52 F-53: strict: Enable No Snoop as the guest writes it, and what the pl
   const enforced = new World({ preset: 'nested-sm', kvm: { policy: 'strict' } });
   enforced.tell(hold(enforced, TESTDEV).group);
   assert.equal(enforced.wbinvd(), 0);
+});
+
+test('F-55: a guest’s choice of pages without snooping is heard only where the option is on, and then its WBINVD is executed', () => {
+  for (const policy of ['kernel', 'strict'] as const) {
+    const w = new World({ preset: 'nested-sm', kvm: { policy } });
+    w.tell(hold(w, TESTDEV).group);
+    const fn = w.host.fn(TESTDEV);
+    fn.config.write(reg.PCI_COMMAND, 2, fn.config.read(reg.PCI_COMMAND, 2) | reg.PCI_COMMAND_MASTER);
+    const group = w.host.machine.iommu.groupOf(fn)!;
+    const ram = w.host.machine.physical.addBlock(new BufferBacking(2 * 4096));
+    const choice = IOMMU_READ | IOMMU_WRITE | IOMMU_GUEST_NO_SNOOP;
+    const plain = new Domain(group.unit!, 'unmanaged');
+    assert.equal(
+      refusal(() => plain.map(0, ram, 1, choice)),
+      'EINVAL',
+      'not offered by default',
+    );
+    const domain = new Domain(group.unit!, 'unmanaged', { guestSnoopRelay: true });
+    assert.equal(domain.enforceCacheCoherency(), true);
+    domain.map(0, ram, 1, IOMMU_READ | IOMMU_WRITE);
+    group.replace(domain);
+    assert.equal(w.wbinvd(), 0, 'the option alone changes nothing');
+    domain.map(1, ram + 1, 1, choice);
+    const coherent = [0, 4096].map((address) => {
+      assert.equal(fn.dma.write(address, Uint8Array.of(1), { noSnoop: true }), undefined);
+      return fn.dma.isCoherent;
+    });
+    assert.deepEqual(coherent, [true, false]);
+    assert.equal(w.wbinvd(), 1, policy);
+  }
 });
 
 test('K-15: a device’s own no-snoop write: the guest reads stale without enforcement, fresh with it', () => {

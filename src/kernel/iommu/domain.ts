@@ -25,6 +25,12 @@ export const IOMMU_WRITE = 2;
 /** Ordinary DMA snoops the caches; always so here. It does not concern no-snoop requests (see `enforceCacheCoherency`). */
 export const IOMMU_CACHE = 4;
 
+/**
+ * Not of Linux: a guest that has an IOMMU of its own chose no-snoop for these pages, and it is heard: their leaves do not enforce. Only
+ * in a domain with the option `guestSnoopRelay`; its users may then have to flush caches.
+ */
+export const IOMMU_GUEST_NO_SNOOP = 0x100;
+
 /** Physical pages that an entry can hold: 52 address bits. */
 const PHYSICAL_LIMIT = 2 ** 40;
 
@@ -48,6 +54,8 @@ export interface DomainOptions {
   readonly isNestParent?: boolean;
   /** A mapping has to be writable (second stages that guests' tables nest on, on units that need it so). */
   readonly isForceWriteable?: boolean;
+  /** Mappings may carry IOMMU_GUEST_NO_SNOOP. */
+  readonly guestSnoopRelay?: boolean;
 }
 
 /** A guest's first stage, as `iommu_hwpt_vtd_s1` describes it. */
@@ -101,6 +109,7 @@ export class Domain {
   readonly #holds = new Map<IommuUnit, Hold>();
   readonly #attached = new Attachments();
   #enforcesCoherency = false;
+  #relaysNoSnoop = false;
   #isDirtyTracking = false;
   #hasHadMappings = false;
   /** Something was unmapped that a unit may still have cached. */
@@ -132,6 +141,11 @@ export class Domain {
     return this.#enforcesCoherency;
   }
 
+  /** Something was mapped with IOMMU_GUEST_NO_SNOOP. */
+  get relaysNoSnoop(): boolean {
+    return this.#relaysNoSnoop;
+  }
+
   /**
    * Maps `count` pages from `page` to the physical pages from `physicalPage`, by the largest leaves that fit. EINVAL: no paging
    * domain, no permission, nothing to map. ERANGE: outside the aperture. EADDRINUSE: something is mapped there. ENOMEM. On failure
@@ -150,10 +164,15 @@ export class Domain {
     if (!(physicalPage >= 0 && physicalPage + count <= PHYSICAL_LIMIT)) {
       throw new Errno('ERANGE', `physical ${pagesText(physicalPage, count)} has more than 52 bits`);
     }
+    const isRelayed = (prot & IOMMU_GUEST_NO_SNOOP) !== 0;
+    if (isRelayed && this.options.guestSnoopRelay !== true) {
+      throw new Errno('EINVAL', 'a guest cannot choose which pages are snooped in this domain');
+    }
     mapPoint.hit();
-    const conflict = table.map(page, physicalPage, count, prot & 3, this.#enforcesCoherency);
+    const conflict = table.map(page, physicalPage, count, prot & 3, this.#enforcesCoherency && !isRelayed);
     if (conflict >= 0) throw this.#taken(table, conflict, page + count - 1);
     this.#hasHadMappings = true;
+    if (isRelayed) this.#relaysNoSnoop = true;
     if (traceMap.heard) {
       traceMap.fire(() => ({ iova: bytesOf(page), paddr: bytesOf(physicalPage), size: bytesOf(count) }));
     }

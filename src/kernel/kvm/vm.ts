@@ -193,9 +193,9 @@ export class Vm implements VirtualMachine {
     this.vfio = undefined;
   }
 
-  /** The strict policy looks at the present state of devices and domains, which change without telling. */
+  /** What devices and domains do changes without telling, so they are looked at whenever it matters. */
   #refresh(): void {
-    if (this.host.policy === 'strict') this.vfio?.refresh();
+    this.vfio?.refresh();
   }
 
   #pulse(gsi: number): void {

@@ -98,12 +98,16 @@ export abstract class VfioDevice {
 
   /** How its DMA stands to the processors' caches. Mediated devices, which have no IOMMU of their own, answer for their back end. */
   dmaCoherence(): DmaCoherence {
-    const { unit } = this.iommuGroup;
+    const { iommuGroup } = this;
+    const { unit } = iommuGroup;
+    const domains = unit === undefined ? [] : domainsOf(iommuGroup);
+    // Where a guest may choose pages that are not snooped, what the unit could do does not count.
+    const isRelayed = domains.some(({ relaysNoSnoop }) => relaysNoSnoop);
     return {
       device: this.name,
-      canEnforce: unit?.canEnforceCoherency ?? false,
+      canEnforce: unit?.canEnforceCoherency === true && !isRelayed,
       mayIssueNoSnoop: this.mayIssueNoSnoop,
-      pathEnforces: unit !== undefined && pathEnforces(this.iommuGroup),
+      pathEnforces: unit !== undefined && !isRelayed && domains.every(enforces),
     };
   }
 
@@ -111,14 +115,15 @@ export abstract class VfioDevice {
   request(_count: number): void {}
 }
 
-/** Whether all that a group can reach is reached coherently: by its requester IDs, and by each PASID. Blocked, it reaches nothing. */
-function pathEnforces(group: IommuGroup): boolean {
-  return enforces(group.domain) && group.pasids().every(([, domain]) => enforces(domain));
+/** The domains through which a group's DMA goes: of its requester IDs, and of each PASID; of nested ones the host's part. */
+function domainsOf(group: IommuGroup): Domain[] {
+  if (group.members.size === 0) return [];
+  return [group.domain, ...group.pasids().map(([, domain]) => domain)].map((domain) => domain.parent ?? domain);
 }
 
-/** A nested domain has its parent's answer: the guest's tables cannot change it. */
+/** Whether all that can be reached is reached coherently. Blocked, nothing is. */
 function enforces(domain: Domain): boolean {
-  return domain.kind === 'blocked' || (domain.parent ?? domain).enforcesCoherency;
+  return domain.kind === 'blocked' || domain.enforcesCoherency;
 }
 
 /** How a file came by its device; supplied by the group or by the cdev, called once at the file's end. */
