@@ -5,9 +5,9 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { server } from '../../src/host/import/test-machines.ts';
+import { toUmockdev } from '../../src/host/import/test-maker.ts';
 import { needs, provided, tree as root, runInBox } from '../support/box.ts';
-import { server } from '../support/machines/facts.ts';
-import { toUmockdev } from '../support/machines/maker.ts';
 
 needs('pciutils');
 

@@ -6,8 +6,8 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { HostFileError } from '../../src/host/host-file.ts';
 import { importHost } from '../../src/host/import/index.ts';
-import * as facts from '../support/machines/facts.ts';
-import { type Fact, toLspci, toSysfs, toUmockdev } from '../support/machines/maker.ts';
+import * as facts from '../../src/host/import/test-machines.ts';
+import { type Fact, toLspci, toSysfs, toUmockdev } from '../../src/host/import/test-maker.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'vfiobox-import-'));
 after(() => rmSync(folder, { recursive: true, force: true }));

@@ -3,8 +3,8 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { amdRyzen, firstDocumentation, intelDesktop } from '../../../tests/support/machines/facts.ts';
-import { toLspci } from '../../../tests/support/machines/maker.ts';
+import { amdRyzen, firstDocumentation, intelDesktop } from '../../host/import/test-machines.ts';
+import { toLspci } from '../../host/import/test-maker.ts';
 import { main } from './main.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'vfiobox-groups-'));

@@ -3,20 +3,13 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import {
-  amdRyzen,
-  firstDocumentation,
-  intelDesktop,
-  server,
-  thunderbolt,
-  vmd,
-} from '../../../tests/support/machines/facts.ts';
-import { configOf, type Fact, toLspci, toSysfs, toUmockdev } from '../../../tests/support/machines/maker.ts';
 import { acsEnabled } from '../../hw/pci/acs.ts';
 import { ManualClock } from '../../hw/pci/clock.ts';
 import { type HostConfig, parseHost } from '../host-file.ts';
 import { Machine } from '../machine.ts';
 import { importHost, loadHostOrDump } from './index.ts';
+import { amdRyzen, firstDocumentation, intelDesktop, server, thunderbolt, vmd } from './test-machines.ts';
+import { configOf, type Fact, toLspci, toSysfs, toUmockdev } from './test-maker.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'vfiobox-import-'));
 after(() => rmSync(folder, { recursive: true, force: true }));

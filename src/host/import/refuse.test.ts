@@ -3,10 +3,10 @@ import { mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { intelDesktop } from '../../../tests/support/machines/facts.ts';
-import { type Fact, toLspci, toSysfs, toUmockdev } from '../../../tests/support/machines/maker.ts';
 import { HostFileError } from '../host-file.ts';
 import { importHost } from './index.ts';
+import { intelDesktop } from './test-machines.ts';
+import { type Fact, toLspci, toSysfs, toUmockdev } from './test-maker.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'vfiobox-import-'));
 after(() => rmSync(folder, { recursive: true, force: true }));

@@ -2,7 +2,7 @@
  * Six machines of different shape, from data sheets, the PCI ID database and what their owners report about groups. Not copies of
  * anybody's dump: only what isolation depends on.
  */
-import type { Fact } from './maker.ts';
+import type { Fact } from './test-maker.ts';
 
 const [ENDPOINT, LEGACY, ROOT, UP, DOWN, TO_PCI, INTEGRATED] = [0, 1, 4, 5, 6, 7, 9];
 const ON = { cap: 0x1f, ctrl: 0x1d };
