@@ -243,6 +243,8 @@ test('K-60: a guest process’s memory by PASID: bind, fault, page request, answ
   assert.deepEqual(vcpu.execute([{ op: 'enqcmd', portal, descriptor }]), [true]);
   assert.deepEqual([vcpu.exitCount, job!.number], [0, hostPasid]);
   assert.equal(write(job!.number, job!.address), 'waits');
+  // The unit's interrupt reaches the host.
+  w.host.clock.advance(10_000);
   assert.equal(requests.length, 1);
   for (const inject of requests) inject();
   assert.equal(w.byte(DATA_PAGE), 0x5a, 'it is in the guest’s memory');

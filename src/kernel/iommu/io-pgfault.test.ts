@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { Errno } from '../../lib/errno.ts';
 import { Domain } from './domain.ts';
 import type { PageFaultGroup } from './io-pgfault.ts';
+import { takePageRequests } from './page-requests.ts';
 import { svmWorld } from './test-svm.ts';
 
 /** A world in which PASID 5 is an address space whose requests are kept for the test to answer. */
@@ -135,4 +136,22 @@ test('a handler that fails is a FAILURE; one device cannot keep more than its sh
   faults.setHandler(domain, undefined);
   asker.ask(1, 5);
   assert.deepEqual(asker.codes(), ['invalid']);
+});
+
+test('the requests of a device that a user answers for are his; the other devices of the unit go on being served', () => {
+  const world = svmWorld({ widths: [20, 20] });
+  const [mine, users] = world.devices;
+  const domain = new Domain(world.machine.unit, 'unmanaged', { stage: 'first' });
+  world.faults.setHandler(domain, (group) => group.respond('success'));
+  mine!.group.attachPasid(domain, 5);
+  users!.group.attachPasid(domain, 5);
+  const taken: number[] = [];
+  const stop = takePageRequests(world.machine.unit, ({ rid, page }) => rid === users!.fn.rid && taken.push(page) > 0);
+  mine!.asker.ask(0x10, 5);
+  users!.asker.ask(0x11, 5);
+  users!.asker.ask(0x12, 5, { privileged: true });
+  assert.deepEqual([mine!.asker.codes(), users!.asker.codes(), taken], [['success'], ['invalid'], [0x11]]);
+  stop();
+  users!.asker.ask(0x13, 5);
+  assert.deepEqual(users!.asker.codes(), ['success']);
 });

@@ -15,6 +15,7 @@ import { Tracepoint } from '../../lib/tracepoint.ts';
 import type { Domain } from './domain.ts';
 import type { IommuGroup } from './group.ts';
 import type { IommuCore } from './iommu.ts';
+import { offerPageRequest } from './page-requests.ts';
 
 /** Requests that one device may have waiting for the ends of their groups. */
 const MOST_PARTIAL = 4096;
@@ -163,6 +164,7 @@ export class PageFaults {
       this.counters.stopMarkers++;
       return;
     }
+    if (offerPageRequest(unit, request)) return;
     const domain = this.#domainOf(unit, rid, pasid);
     const handler = domain === undefined ? undefined : this.#handlers.get(domain);
     if (domain === undefined || handler === undefined) {

@@ -1,6 +1,7 @@
 /**
- * Page requests of a unit on their way to who answers them: iommufd's fault queues, a process's shared address space. The unit's queue is
- * emptied as soon as something is in it; a group that nobody takes is answered with a failure, so that the device stops asking.
+ * Page requests of a unit on their way to users who answer for their own devices: iommufd's fault queues. What they do not take is the
+ * host's (io-pgfault.ts). On a unit that the host does not serve, a group that nobody takes is answered with a failure, so that the
+ * device stops asking.
  */
 import type { QueuedPageRequest } from '../../hw/iommu/page-request-queue.ts';
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
@@ -16,7 +17,8 @@ export function takePageRequests(unit: IommuUnit, taker: PageRequestTaker): () =
   if (set === undefined) {
     set = new Set();
     takers.set(unit, set);
-    unit.pageRequestEvent = () => empty(unit);
+    // Where the host serves the unit, it asks the takers first.
+    unit.pageRequestEvent ??= () => empty(unit);
   }
   const known = set;
   known.add(taker);
@@ -25,14 +27,15 @@ export function takePageRequests(unit: IommuUnit, taker: PageRequestTaker): () =
   };
 }
 
+/** Whether somebody took the request. */
+export function offerPageRequest(unit: IommuUnit, request: QueuedPageRequest): boolean {
+  for (const taker of takers.get(unit) ?? []) if (taker(request)) return true;
+  return false;
+}
+
 function empty(unit: IommuUnit): void {
   for (const request of unit.takePageRequests()) {
-    let isTaken = false;
-    for (const taker of takers.get(unit)!) {
-      isTaken = taker(request);
-      if (isTaken) break;
-    }
-    if (!isTaken && request.last) unit.respondPageRequest(request, 'failure');
+    if (!offerPageRequest(unit, request) && request.last) unit.respondPageRequest(request, 'failure');
   }
   // What was lost was answered by the unit itself; the groups that miss a request are never complete.
   if (unit.hasPageRequestOverflow) unit.clearPageRequestOverflow();
