@@ -30,11 +30,17 @@ class HwQueue extends IommufdObject {
     viommu.users++;
   }
 
+  /** The queue that has to live as long as this one. */
+  get dependsOn(): HwQueue | undefined {
+    const ops = this.ops?.dependsOn;
+    return ops && queues.get(ops);
+  }
+
   override destroy(): void {
     if (this.ops !== undefined) {
       this.ops.destroy();
-      const { dependsOn } = this.ops;
-      if (dependsOn !== undefined) queues.get(dependsOn)!.users--;
+      const { dependsOn } = this;
+      if (dependsOn !== undefined) dependsOn.users--;
     }
     if (this.pinned !== undefined) {
       const { access, iova, length } = this.pinned;
@@ -69,7 +75,7 @@ export function hwQueueAlloc(ucmd: Ucmd<iommu_hw_queue_alloc>): void {
       length,
     });
     queues.set(queue.ops, queue);
-    if (queue.ops.dependsOn !== undefined) queues.get(queue.ops.dependsOn)!.users++;
+    if (queue.dependsOn !== undefined) queue.dependsOn.users++;
     cmd.out_hw_queue_id = queue.id;
     ucmd.respond();
   } catch (error) {
