@@ -15,5 +15,7 @@ test('F-5 F-6: 50,000 steps on iommufd objects by several processes, with failur
     injected += run.injected;
     for (const [name, count] of run.refusals) refusals.set(name, (refusals.get(name) ?? 0) + count);
   }
-  t.diagnostic(`${injected} failures ordered; refusals: ${[...refusals].map(([name, count]) => `${name} ${count}`).join(', ')}`);
+  t.diagnostic(
+    `${injected} failures ordered; refusals: ${[...refusals].map(([name, count]) => `${name} ${count}`).join(', ')}`,
+  );
 });

@@ -370,7 +370,7 @@ export function runGraph(seed: number, steps: number, worldSteps = 1000): GraphR
       world = new World(random);
     }
     try {
-      perform(world, result, random() < 0.1 ? world.pick(all) : undefined);
+      perform(world, result, random() < 0.4 ? world.pick(all) : undefined);
     } catch (error) {
       throw new Error(`seed ${seed}, step ${step}: ${(error as Error).message}`, { cause: error });
     }
