@@ -6,11 +6,12 @@
  * with named failpoints in src/kernel/iommufd/selftest/fail-nth.test.ts.
  */
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { needs, provided, runInBox } from '../support/box.ts';
+import { needs, provided, runInBox, scratch, tree } from '../support/box.ts';
 
-needs('selftests');
+needs('selftests', 'cc', 'uapi');
 
 /** The tests that a real kernel skips. */
 const SKIPPED = [
@@ -57,4 +58,21 @@ test('kernel selftest iommufd_fail_nth: all 8 skip, as where the kernel has no f
   const outcome = await runInBox([program], { host: 'iommufd-selftest', timeout: 60_000 });
   const { pass, skip, fail } = results(outcome.stdout);
   assert.deepEqual([pass.length, skip.length, fail.length], [0, 8, 0], outcome.story);
+});
+
+test('the time of ACCESS_RW, most of the suite’s 290,000 calls', { timeout: 120_000 }, async (t) => {
+  if (provided(t, 'cc') === undefined) return;
+  const headers = provided(t, 'uapi');
+  if (headers === undefined) return;
+  const program = join(scratch(t), 'access-rw');
+  const include = ['usr/include', 'usr/include/x86_64-linux-gnu'].flatMap((path) => ['-isystem', join(headers, path)]);
+  const source = join(tree, 'tests/conformance/access-rw.c');
+  const cc = spawnSync(process.env['CC'] ?? 'cc', ['-O1', '-w', ...include, '-o', program, source], {
+    encoding: 'utf8',
+  });
+  assert.equal(cc.status, 0, cc.stderr);
+  const outcome = await runInBox([program], { host: 'iommufd-selftest', timeout: 100_000 });
+  assert.equal(outcome.status, 0, outcome.story);
+  const [, p50, p99] = /^p50 (\d+) p99 (\d+)$/m.exec(outcome.stdout)!;
+  t.diagnostic(`p50 ${Number(p50) / 1000} µs, p99 ${Number(p99) / 1000} µs`);
 });
