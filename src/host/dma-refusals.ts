@@ -6,6 +6,8 @@ import type { PciTree } from '../hw/pci/tree.ts';
 import type { IommuCore } from '../kernel/iommu/iommu.ts';
 import { Type1 } from '../kernel/vfio/type1.ts';
 import type { VfioCore } from '../kernel/vfio/vfio.ts';
+import type { Vfio2011 } from '../kernel/vfio-2011/vfio-2011.ts';
+import type { IntervalMap } from '../lib/interval-map.ts';
 import { addressOf, hex, pageOf } from '../lib/pages.ts';
 import { subscribe } from '../lib/tracepoint.ts';
 
@@ -13,6 +15,7 @@ interface Parts {
   readonly pci: PciTree;
   readonly iommu: IommuCore;
   readonly vfio: VfioCore;
+  readonly api2011?: { readonly core: Vfio2011 } | undefined;
 }
 
 /** Calls `tell` with one line for each refused DMA of the machine; the result stops that. */
@@ -37,15 +40,22 @@ export function explainDma(parts: Parts, tell: (line: string) => void): () => vo
 }
 
 /** The mapping that contains the page or lies nearest to it, for functions in a container. */
-function nearest({ iommu, vfio }: Parts, fn: PciFunction, page: number): string {
+function nearest({ iommu, vfio, api2011 }: Parts, fn: PciFunction, page: number): string {
   const group = iommu.groupOf(fn);
   if (group === undefined) return '';
   if (group.domain.kind === 'blocked') return `; no address space is attached to group ${group.id}`;
+  const old = api2011?.core.groups().find((other) => other.id === group.id && other.isAttached);
+  if (old !== undefined) return nearestIn(old.iommu.maps.entries, page, 'the address space of its group');
   const driver = vfio.groups().find((other) => other.id === group.id)?.container?.driver;
   if (!(driver instanceof Type1)) return '';
-  if (driver.dmas.size === 0) return '; nothing is mapped in its container';
-  const below = driver.dmas.floor(page);
-  const above = driver.dmas.ceiling(page);
+  return nearestIn(driver.dmas, page, 'its container');
+}
+
+/** Of areas with permissions. */
+function nearestIn(areas: IntervalMap<{ readonly prot: number }>, page: number, where: string): string {
+  if (areas.size === 0) return `; nothing is mapped in ${where}`;
+  const below = areas.floor(page);
+  const above = areas.ceiling(page);
   const area = below === undefined || (above !== undefined && above.first - page < page - below.last) ? above! : below;
   const range = `${hex(addressOf(area.first))}-${hex(addressOf(area.last) + 0xfffn)}`;
   const rights =

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -16,7 +17,7 @@
 static void fail(const char *what)
 {
 	printf("%s: %s\n", what, strerror(errno));
-	_exit(1);
+	exit(1);
 }
 
 static uint64_t registers; // offset of BAR 0 in the device's file
@@ -43,7 +44,7 @@ static void transfer(int device, uint64_t from, uint64_t to, uint64_t count, uin
 		usleep(1000);
 	}
 	printf("the transfer does not end\n");
-	_exit(1);
+	exit(1);
 }
 
 int main(int argc, char **argv)

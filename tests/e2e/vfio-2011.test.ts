@@ -1,7 +1,7 @@
 /** The first documentation of VFIO, followed: its shell loop by two shells, its program in C, on its machine. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { needs, type Outcome, provided, runInBox, scratch, tree } from '../support/box.ts';
@@ -15,7 +15,13 @@ const DRIVERS =
 
 /** The program, compiled against our header alone. */
 function compiled(t: TestContext, ...flags: string[]): string {
-  const program = join(scratch(t), 'vfio-2011');
+  return compiledFrom(t, 'vfio-2011', ...flags);
+}
+
+function compiledFrom(t: TestContext, name: string, ...flags: string[]): string {
+  const folder = scratch(t);
+  chmodSync(folder, 0o755);
+  const program = join(folder, name);
   const cc = spawnSync(
     process.env['CC'] ?? 'cc',
     [
@@ -27,7 +33,7 @@ function compiled(t: TestContext, ...flags: string[]): string {
       join(tree, 'include'),
       '-o',
       program,
-      join(tree, 'tests/e2e/vfio-2011.c'),
+      join(tree, `tests/e2e/${name}.c`),
     ],
     { encoding: 'utf8' },
   );
@@ -133,5 +139,48 @@ for (const [revision, flags] of [
     assert.deepEqual(lines.slice(0, 2 * once.length), [...once, ...once], outcome.story);
     const counters = lines.slice(2 * once.length);
     assert.ok(counters.length >= 5 && counters.every((count) => count === '0'), outcome.story);
+  });
+}
+
+test('G-33: another user gets EACCES until chown gives him the node, then all of the group', {
+  timeout: 60_000,
+}, async (t) => {
+  if (provided(t, 'cc') === undefined) return;
+  if (process.getuid?.() !== 0) return t.skip('only root can become another user');
+  const others = statSync(join(tree, 'build/libvfiobox.so'), { throwIfNoEntry: false })?.mode ?? 0;
+  if ((others & 4) === 0 || spawnSync('setpriv', ['--reuid', '65534', 'test', '-r', LOOP]).status !== 0) {
+    return t.skip('the tree cannot be read by another user; run the tests from a folder that all may read');
+  }
+  const program = compiled(t);
+  const nobody = `setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --inh-caps=-all ${program}`;
+  const outcome = await inShell(
+    'sh',
+    `. ${LOOP} 2>/dev/null; ${nobody}; chown 65534:65534 /dev/vfio/pci:240; ${nobody}`,
+  );
+  assert.equal(outcome.status, 0, outcome.story);
+  const lines = outcome.stdout.trim().split('\n');
+  assert.equal(lines[0], 'open of the group: Permission denied', outcome.story);
+  assert.equal(lines[1], 'group viable', outcome.story);
+  assert.ok(lines.includes('memory "by DMA, in 2011"'), outcome.story);
+});
+
+for (const shell of ['sh', 'bash']) {
+  test(`G-44 G-46: echo to unbind by ${shell} waits for a program and ends when it lets go`, {
+    timeout: 60_000,
+  }, async (t) => {
+    if (provided(t, 'cc') === undefined) return;
+    if (spawnSync(shell, ['-c', ':']).status !== 0) return t.skip(`no ${shell} here`);
+    const hold = compiledFrom(t, 'vfio-2011-hold');
+    const fifo = join(scratch(t), 'fifo');
+    const script = `. ${LOOP} 2>/dev/null
+      mkfifo ${fifo}; ${hold} 0000:06:0d.0 < ${fifo} > ${fifo}.out & exec 9> ${fifo}
+      until grep -q held ${fifo}.out; do sleep 0.05; done
+      (echo 0000:06:0d.1 > /sys/bus/pci/drivers/vfio/unbind; echo unbound) > ${fifo}.log 9>&- & waiter=$!
+      sleep 0.3; cat ${fifo}.log; echo still waiting
+      exec 9>&-; wait $waiter; cat ${fifo}.log
+      ls /sys/bus/pci/drivers/vfio | grep -c :`;
+    const outcome = await inShell(shell, script);
+    assert.equal(outcome.status, 0, outcome.story);
+    assert.deepEqual(outcome.stdout.trim().split('\n'), ['still waiting', 'unbound', '1'], outcome.story);
   });
 }
