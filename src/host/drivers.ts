@@ -4,7 +4,7 @@
 
 import type { SharedMemory } from '../hw/memory/backing.ts';
 import type { PciFunction } from '../hw/pci/function.ts';
-import type { PciTree } from '../hw/pci/tree.ts';
+import type { Bus, PciTree } from '../hw/pci/tree.ts';
 import { Blocked } from '../kernel/core/blocked.ts';
 import { allHostDrivers } from '../kernel/drivers/host-drivers.ts';
 import { PasidWalkerDriver, type WalkerEnvironment } from '../kernel/drivers/pasid-walker/pasid-walker.ts';
@@ -106,8 +106,29 @@ export class Drivers implements DriverControl {
     waitFor(result, `a program holds ${fn.name}, or something behind it`, (done) => this.core.remove(fn, done));
   }
 
-  rescan(fn: PciFunction): void {
-    this.core.rescan(fn.bus);
+  rescan(bus: Bus | undefined, result: number): void {
+    waitFor(
+      result,
+      'a function is being removed that a program holds',
+      (done) => this.core.afterRemovals(done),
+      () => this.core.rescan(bus),
+    );
+  }
+
+  /** `new_id`. Errors as of `PciBus.newId`. Blocked, with `result`: a function that the driver now matches is still held through another. */
+  newId(driver: string, ids: string, result: number): void {
+    this.bus.newId(driver, ids);
+    const leaving = this.bus.leavingFor(driver);
+    if (leaving.length === 0) return;
+    let left = leaving.length;
+    waitFor(
+      result,
+      `${leaving[0]!.name}, which ${driver} now matches, is still held`,
+      (done) => {
+        for (const fn of leaving) this.bus.release(fn, () => --left === 0 && done());
+      },
+      () => this.bus.offer(driver),
+    );
   }
 
   /** `unbind`. ENODEV. Blocked, with `result`: a program holds the function. */
@@ -205,14 +226,14 @@ export class Drivers implements DriverControl {
       const folder = `${bus}/drivers/${name}`;
       command(`${folder}/bind`, (fn, result) => this.bind(name, fn, result));
       command(`${folder}/unbind`, (fn, result) => this.unbind(name, fn, result));
-      command(`${folder}/new_id`, (ids) => this.bus.newId(name, ids));
+      command(`${folder}/new_id`, (ids, result) => this.newId(name, ids, result));
       command(`${folder}/remove_id`, (ids) => this.bus.removeId(name, ids));
     }
     command(`${bus}/drivers_probe`, (fn) => this.bus.probe(fn));
     tree.attribute(`${bus}/rescan`, {
       mode: 0o200,
       store: (bytes) => {
-        if (unsigned(bytes, 'rescan', 2 ** 32) !== 0) this.core.rescan();
+        if (unsigned(bytes, 'rescan', 2 ** 32) !== 0) this.rescan(undefined, bytes.length);
         return bytes.length;
       },
     });

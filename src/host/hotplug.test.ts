@@ -332,3 +332,20 @@ test('type of a group: EINVAL for other words, EPERM while a host driver or a us
   task.exit();
   assert.equal(host.write(free, 'DMA'), 4);
 });
+
+test('behind a removal that waits: rescan finds the function afterwards, a new_id that it matches gives it away then', () => {
+  const host = new TestHost(board);
+  const { task } = host.hold(EDU);
+  const remove = host.write(`${PCI}/${EDU}/remove`, '1');
+  const rescan = host.write('/sys/bus/pci/rescan', '1');
+  const other = host.write(`${PCI}/0000:00:00.0/rescan`, '1');
+  assert.ok(remove instanceof Blocked && rescan instanceof Blocked && other instanceof Blocked);
+  const matching = host.write(`${DRIVERS}/vfio-pci/new_id`, '1234 11e8');
+  assert.ok(matching instanceof Blocked);
+  assert.equal(host.write(`${DRIVERS}/serial/new_id`, 'abcd 1234'), 10, 'others go on');
+  let ended = 0;
+  for (const call of [remove, rescan, other, matching]) call.onEnd(() => ended++);
+  task.exit();
+  assert.equal(ended, 4);
+  assert.equal(host.machine.drivers.driverOf(host.fn(EDU)), 'vfio-pci');
+});

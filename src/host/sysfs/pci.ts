@@ -5,6 +5,7 @@
  */
 
 import type { PciFunction } from '../../hw/pci/function.ts';
+import type { Bus } from '../../hw/pci/tree.ts';
 import { Errno } from '../../lib/errno.ts';
 import { functionPath } from './function-path.ts';
 import { unsigned } from './numbers.ts';
@@ -31,8 +32,8 @@ export interface DriverControl extends SriovControl {
   setOverride(fn: PciFunction, name: string | undefined): void;
   /** The kernel forgets the function. Blocked, with `result`: a program holds it. */
   remove(fn: PciFunction, result: number): void;
-  /** Finds what stands in the slots of the function's bus, and below. */
-  rescan(fn: PciFunction): void;
+  /** Finds what stands in the slots of a bus, and below. Blocked, with `result`: a removal is under way. */
+  rescan(bus: Bus | undefined, result: number): void;
 }
 
 function resourceLine(start: number, size: number, flags: number): string {
@@ -200,7 +201,7 @@ export class PciSysfs {
     tree.attribute(`${folder}/rescan`, {
       mode: 0o200,
       store: (bytes) => {
-        if (unsigned(bytes, 'rescan', 2 ** 32) !== 0) this.#drivers.rescan(fn);
+        if (unsigned(bytes, 'rescan', 2 ** 32) !== 0) this.#drivers.rescan(fn.bus, bytes.length);
         return bytes.length;
       },
     });

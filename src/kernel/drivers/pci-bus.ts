@@ -101,12 +101,16 @@ export class PciBus {
     const slot = this.#slot(fn);
     this.#notify('removing', fn);
     const finish = (): void => {
+      // Who waited before us may have given it to a driver again.
+      if (slot.driver !== undefined) {
+        this.#release(slot, finish);
+        return;
+      }
       this.#slots.delete(fn);
       this.#notify('removed', fn);
       done();
     };
-    if (slot.driver === undefined) finish();
-    else this.#release(slot, finish);
+    finish();
   }
 
   /** Binds a function to a driver whatever its ids say. EBUSY: it has one. What probing says otherwise. */
@@ -149,6 +153,18 @@ export class PciBus {
 
   overrideOf(fn: PciFunction): string | undefined {
     return this.#slots.get(fn)?.override;
+  }
+
+  /** Functions that match a driver and are on their way out of another's hands, or its own. */
+  leavingFor(driverName: string): PciFunction[] {
+    return [...this.#slots.values()]
+      .filter((slot) => slot.leaving !== undefined && this.#matches(driverName, slot))
+      .map(({ fn }) => fn);
+  }
+
+  /** Offers a driver everything that it matches and that has none. */
+  offer(driverName: string): void {
+    this.#attach(driverName);
   }
 
   // ---- the files of sysfs ----

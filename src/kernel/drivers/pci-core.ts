@@ -34,6 +34,11 @@ export class PciCore {
   readonly #groupIds = new WeakMap<PciFunction, number>();
   /** Functions on their way out, with those who wait for that. */
   readonly #leaving = new Map<PciFunction, Done[]>();
+  /** How often `remove` is under way, and who waits for the end of all of them. */
+  #removals = 0;
+  readonly #afterRemovals: Done[] = [];
+  /** Functions that a `remove` will reach. */
+  readonly #going = new Set<PciFunction>();
   /** Physical functions whose virtual functions are being taken away. */
   readonly #disabling = new Map<PciFunction, Done[]>();
 
@@ -100,6 +105,13 @@ export class PciCore {
     const all = (fn.secondary === undefined ? [fn] : [fn, ...fn.secondary.subtree()])
       .filter((other) => this.#known.has(other))
       .reverse();
+    for (const other of all) this.#going.add(other);
+    const ended = (): void => {
+      for (const other of all) this.#going.delete(other);
+      this.#removals--;
+      if (this.#removals === 0) for (const waiter of this.#afterRemovals.splice(0)) waiter();
+    };
+    this.#removals++;
     inSequence(
       all,
       // While one is waited for, somebody else may have removed another.
@@ -108,9 +120,22 @@ export class PciCore {
         inSequence(
           all.filter((other) => this.#known.has(other)),
           (other, next) => this.#forget(other, next),
-          done,
+          () => {
+            done();
+            ended();
+          },
         ),
     );
+  }
+
+  /** Calls `then` when no `remove` is under way. False: that is now, and it was called. */
+  afterRemovals(then: Done): boolean {
+    if (this.#removals === 0) {
+      then();
+      return false;
+    }
+    this.#afterRemovals.push(then);
+    return true;
   }
 
   /** `remove`, then the function is taken out of its slot. */
@@ -202,8 +227,10 @@ export class PciCore {
   // ---- within ----
 
   #appeared(fn: PciFunction): void {
-    // Behind a bridge that is not known nothing is seen.
-    if (fn.bus.self !== undefined && !this.#known.has(fn.bus.self)) return;
+    // Behind a bridge that is not known, or will not be for long, nothing is seen.
+    for (let bus: Bus | undefined = fn.bus; bus !== undefined; bus = bus.parent) {
+      if (bus.self !== undefined && (!this.#known.has(bus.self) || this.#going.has(bus.self))) return;
+    }
     try {
       this.add(fn, this.#expected);
     } catch (error) {
