@@ -54,6 +54,12 @@ export class SharedFileMap {
     return true;
   }
 
+  /** The bytes themselves; undefined: they are reached through the system only. */
+  direct(offset: number, length: number): Uint8Array | undefined {
+    if (this.#slot === undefined || !this.#isOpen || offset + length > this.length) return undefined;
+    return this.#slot.bytes.subarray(offset, offset + length);
+  }
+
   write(offset: number, from: Uint8Array): boolean {
     const slot = this.#slot;
     if (slot === undefined) return this.#mapped!.write(offset, from);

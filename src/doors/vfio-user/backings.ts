@@ -142,6 +142,10 @@ class MappedBacking implements MapBacking {
     return this.#map.write(this.#base + offset, from);
   }
 
+  direct(offset: number, length: number): Uint8Array | undefined {
+    return this.#map.direct(this.#base + offset, length);
+  }
+
   close(): void {
     this.#leave();
   }

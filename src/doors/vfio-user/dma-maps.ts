@@ -8,6 +8,8 @@
 export interface MapBacking {
   read(offset: number, into: Uint8Array): boolean;
   write(offset: number, from: Uint8Array): boolean;
+  /** The bytes themselves, to be read at once; undefined or absent: they can only be copied. */
+  direct?(offset: number, length: number): Uint8Array | undefined;
   close(): void;
 }
 

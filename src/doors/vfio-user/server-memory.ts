@@ -83,6 +83,14 @@ export class ServerMemory implements UserMemory {
     return this.#move(address, from, true);
   }
 
+  direct(address: number, length: number): Uint8Array | undefined {
+    if (address >= WINDOW) return undefined;
+    const map = this.#find(address);
+    if (map === undefined) return undefined;
+    const offset = address - map.vaPage * PAGE;
+    return offset + length > map.count * PAGE ? undefined : map.backing.direct?.(offset, length);
+  }
+
   vma(address: number): Vma | undefined {
     if (address >= ARGUMENTS) {
       if (address >= ARGUMENTS + ARGUMENTS_LENGTH) return undefined;

@@ -9,6 +9,8 @@ export interface Backing {
   read(offset: number, into: Uint8Array): boolean;
   /** Copies to byte `offset` of the backing. False: not writable (any more); a part may have been written. */
   write(offset: number, from: Uint8Array): boolean;
+  /** The bytes themselves, to be read at once; undefined or absent: they can only be copied. */
+  direct?(offset: number, length: number): Uint8Array | undefined;
 }
 
 /** Plain bytes of this process: host RAM of tests and tables. */
@@ -17,6 +19,10 @@ export class BufferBacking implements Backing {
 
   constructor(bytes: Uint8Array | number) {
     this.bytes = typeof bytes === 'number' ? new Uint8Array(bytes) : bytes;
+  }
+
+  direct(offset: number, length: number): Uint8Array | undefined {
+    return offset + length > this.bytes.length ? undefined : this.bytes.subarray(offset, offset + length);
   }
 
   read(offset: number, into: Uint8Array): boolean {

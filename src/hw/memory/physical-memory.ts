@@ -93,6 +93,14 @@ export class PhysicalMemory {
     );
   }
 
+  /** Physically contiguous bytes themselves, to be read at once; undefined: they can only be copied. */
+  direct(page: number, offset: number, length: number): Uint8Array | undefined {
+    const block = Math.floor(page / BLOCK_PAGES);
+    const at = (page - block * BLOCK_PAGES) * 4096 + offset;
+    if (at + length > BLOCK_PAGES * 4096) return undefined;
+    return this.#blocks.get(block)?.direct?.(at, length);
+  }
+
   /** Writes physically contiguous bytes. False: nothing answers there, or its memory has gone. */
   write(page: number, offset: number, from: Uint8Array): boolean {
     const block = Math.floor(page / BLOCK_PAGES);

@@ -106,6 +106,23 @@ export class DmaPort {
       : this.#transfer(address, into, READ, how.pasid ?? -1, how);
   }
 
+  /**
+   * The bytes at `address` themselves, for a copy from memory to memory: to be used at once. Undefined: they lie apart, or can only be copied
+   * (`read` tells why).
+   */
+  direct(address: bigint | number, length: number, pasid = -1): Uint8Array | undefined {
+    if (this.isStopped || !this.#enabled()) return undefined;
+    const { page, offset } = split(address);
+    const rid = this.#rid();
+    const { upstream } = this;
+    const first = upstream.translate(rid, pasid, page, READ);
+    const count = Math.ceil((offset + length) / 4096);
+    if (first < 0) return undefined;
+    for (let i = 1; i < count; i++) if (upstream.translate(rid, pasid, page + i, READ) !== first + i) return undefined;
+    this.isCoherent = true;
+    return this.#memory.direct(first, offset, length);
+  }
+
   /** Writes `from` to memory at `address` (64 bits). Undefined: done; after a fault the bytes before it are written. */
   write(address: bigint | number, from: Uint8Array, how: number | DmaAttributes = -1): DmaFault | undefined {
     return typeof how === 'number'

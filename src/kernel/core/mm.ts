@@ -186,6 +186,7 @@ export class Mm {
     const backing: Backing = {
       read: (offset, into) => memory.read(base + offset, into),
       write: (offset, from) => memory.write(base + offset, from),
+      direct: (offset, length) => memory.direct?.(base + offset, length),
     };
     const chunk = new Chunk(this.#physical.addBlock(backing));
     this.#chunks.set(index, chunk);

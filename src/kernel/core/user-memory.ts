@@ -33,6 +33,8 @@ export interface UserMemory {
   read(address: number, into: Uint8Array): boolean;
   /** Copies to `address`; false when any byte of it cannot be written. */
   write(address: number, from: Uint8Array): boolean;
+  /** The bytes at `address` themselves, to be read at once; undefined or absent: they can only be copied. */
+  direct?(address: number, length: number): Uint8Array | undefined;
   /** The mapping that contains `address`, undefined when nothing is mapped there. */
   vma(address: number): Vma | undefined;
 }

@@ -185,7 +185,9 @@ export class Testdev implements Registers {
     const source = this.#address(r.SOURCE) + BigInt(done);
     let readFault: DmaFault | undefined;
     let bytes = part;
-    if (operation !== r.OPERATION_FILL) {
+    const direct = operation === r.OPERATION_COPY ? dma.direct(source, part.length, pasid) : undefined;
+    if (direct !== undefined) bytes = direct;
+    else if (operation !== r.OPERATION_FILL) {
       readFault = dma.read(source, part, pasid);
       if (readFault !== undefined) bytes = part.subarray(0, this.#reached(readFault, source));
     }
