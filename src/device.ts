@@ -3,6 +3,8 @@
  * it in. Walk-through: docs/writing-a-device.md.
  */
 export type { Backing, SharedMemory } from './hw/memory/backing.ts';
+export { Atc, type AtcOptions, PENDING } from './hw/pci/atc.ts';
+export type { DmaAttributes, PageResponseCode, Translation, TranslationRequest } from './hw/pci/ats.ts';
 export type { BarSpec, Doorbell, Registers } from './hw/pci/bar.ts';
 export {
   advancedFeatures,
@@ -20,7 +22,7 @@ export {
   type ModelOption,
   parseInteger,
 } from './hw/pci/device-model.ts';
-export type { DmaFault } from './hw/pci/dma.ts';
+export type { DmaFault, DmaPort } from './hw/pci/dma.ts';
 export {
   acs,
   aer,

@@ -86,6 +86,8 @@ export class Requesters {
   readonly #contexts = new Map<number, CachedContext>();
   /** By bus and devfn what is remembered of the requests without PASID: the first thing that each of them meets. */
   readonly own: (Binding | undefined)[][] = [];
+  /** The last binding that was asked for; undefined when it may not be believed. */
+  last: Binding | undefined;
 
   /** `marksLegacy`: accessed and dirty bits are set in legacy mode too. `isBelieved`: bindings of requests without PASID are kept at hand. */
   constructor(
@@ -107,14 +109,20 @@ export class Requesters {
     if (isEntryFault(context)) return context;
     const known = context.pasids.get(pasid);
     if (known !== undefined) {
-      if (pasid < 0 && this.#options.isBelieved) this.own[rid >>> 8]![rid & 255] = known;
+      this.#remember(known);
       return known;
     }
     const found = this.#read(context, pasid);
     if (isEntryFault(found)) return found;
     context.pasids.set(pasid, found);
-    if (pasid < 0 && this.#options.isBelieved) this.own[rid >>> 8]![rid & 255] = found;
+    this.#remember(found);
     return found;
+  }
+
+  #remember(binding: Binding): void {
+    if (!this.#options.isBelieved) return;
+    this.last = binding;
+    if (binding.pasid < 0) this.own[binding.rid >>> 8]![binding.rid & 255] = binding;
   }
 
   /** The context entry, from the cache or from memory. */
@@ -128,6 +136,7 @@ export class Requesters {
 
   /** Context-cache invalidation of all, of a legacy domain, or of a requester id. PASID entries read by them go too. */
   invalidateContexts(which?: { readonly did?: number; readonly rid?: number }): void {
+    this.last = undefined;
     for (const context of [...this.#contexts.values()]) {
       if (which?.rid !== undefined) {
         if (which.rid !== context.rid) continue;
@@ -139,6 +148,7 @@ export class Requesters {
 
   /** PASID-cache invalidation: all, those of a domain id, or one PASID of it (the number in the entry's place; 0 is RID_PASID). */
   invalidatePasids(which?: { readonly did: number; readonly pasid?: number }): void {
+    this.last = undefined;
     for (const context of this.#contexts.values()) {
       if (context.did >= 0) continue;
       for (const [pasid, binding] of [...context.pasids]) {

@@ -297,6 +297,11 @@ export class Translator implements Upstream {
   }
 
   #otherwise(rid: number, pasid: number, page: number, access: Access): number {
+    const { last } = this.requesters;
+    if (last !== undefined && last.rid === rid && last.pasid === pasid && pasid >= 0) {
+      const physicalPage = this.iotlb.lookup(last.space.tag, page, access);
+      return physicalPage >= 0 ? physicalPage : this.#miss(last, page, access);
+    }
     if (isInterruptPage(page) && pasid < 0) return this.#interruptMessage(rid, page, access);
     if (!this.isTranslating) return page < PHYSICAL_PAGES ? page : -1;
     const binding = this.bind(rid, pasid, page, access);

@@ -91,8 +91,17 @@ export class DmaPort {
   readonly #memory: PhysicalMemory;
   readonly #rid: () => number;
   readonly #enabled: () => boolean;
+  readonly #hasService: (service: 'ats' | 'pri') => boolean;
 
-  constructor(memory: PhysicalMemory, upstream: Upstream, rid: () => number, enabled: () => boolean) {
+  /** `hasService`: whether software has switched translation or page requests on in the function; absent: it has. */
+  constructor(
+    memory: PhysicalMemory,
+    upstream: Upstream,
+    rid: () => number,
+    enabled: () => boolean,
+    hasService: (service: 'ats' | 'pri') => boolean = () => true,
+  ) {
+    this.#hasService = hasService;
     this.#memory = memory;
     this.upstream = upstream;
     this.#rid = rid;
@@ -137,6 +146,7 @@ export class DmaPort {
     const access = request.write === true ? WRITE : READ;
     const pasid = request.pasid ?? -1;
     if (!this.#enabled()) return this.#fault(page, offset, access, pasid, 'bus master is off');
+    if (!this.#hasService('ats')) return this.#fault(page, offset, access, pasid, 'ATS is off');
     if (upstream.translationRequest === undefined) {
       return this.#fault(page, offset, access, pasid, 'no translation requests');
     }
@@ -159,6 +169,7 @@ export class DmaPort {
     const whole: PageRequest = { pasid: -1, exec: false, privileged: false, ...rest, page };
     const access = request.write ? WRITE : READ;
     if (!this.#enabled()) return this.#fault(page, offset, access, whole.pasid, 'bus master is off');
+    if (!this.#hasService('pri')) return this.#fault(page, offset, access, whole.pasid, 'PRI is off');
     if (upstream.pageRequest === undefined) {
       return this.#fault(page, offset, access, whole.pasid, 'no page requests');
     }

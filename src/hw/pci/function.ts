@@ -138,6 +138,7 @@ export class PciFunction {
       upstream,
       () => this.requesterId,
       () => this.busMaster,
+      (service) => this.#hasService(service),
     );
     for (const capability of spec.capabilities ?? []) {
       const offset = capability.extended
@@ -335,6 +336,16 @@ export class PciFunction {
   /** Where a memory BAR answers now, -1 while it does not. */
   decodedAddress(bar: FunctionBar): number {
     return this.#decoder.decodedAddress(bar);
+  }
+
+  #hasService(service: 'ats' | 'pri'): boolean {
+    const isAts = service === 'ats';
+    // Virtual functions share the page requests of their parent.
+    const { config } = isAts ? this : (this.physfn ?? this);
+    const at = config.findExtended(isAts ? reg.PCI_EXT_CAP_ID_ATS : reg.PCI_EXT_CAP_ID_PRI);
+    if (at === 0) return false;
+    const control = config.get(at + (isAts ? reg.PCI_ATS_CTRL : reg.PCI_PRI_CTRL), 2);
+    return (control & (isAts ? reg.PCI_ATS_CTRL_ENABLE : reg.PCI_PRI_CTRL_ENABLE)) !== 0;
   }
 
   #command(bit: number): boolean {

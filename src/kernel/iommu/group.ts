@@ -298,14 +298,16 @@ export class IommuGroup {
     if (unit.mode !== 'scalable') return;
     const pasids = maxPasids(fn, unit);
     const { hasDeviceTlb, hasPageRequests } = unit.capabilities;
+    // Virtual functions share PASIDs and page requests of their parent.
+    const parent = fn.physfn ?? fn;
     const rights = {
       hasDeviceTlb: hasDeviceTlb && hasAts(fn) && !fn.untrusted,
       hasPasids: pasids > 0,
-      hasPageRequests: hasPageRequests && fn.config.findExtended(reg.PCI_EXT_CAP_ID_PRI) !== 0,
+      hasPageRequests: hasPageRequests && parent.config.findExtended(reg.PCI_EXT_CAP_ID_PRI) !== 0,
     };
     for (const rid of rids) unit.setRights(rid, rights, pasids);
-    if (rights.hasPasids) switchOn(fn, reg.PCI_EXT_CAP_ID_PASID, reg.PCI_PASID_CTRL, reg.PCI_PASID_CTRL_ENABLE);
-    if (rights.hasPageRequests) switchOn(fn, reg.PCI_EXT_CAP_ID_PRI, reg.PCI_PRI_CTRL, reg.PCI_PRI_CTRL_ENABLE);
+    if (rights.hasPasids) switchOn(parent, reg.PCI_EXT_CAP_ID_PASID, reg.PCI_PASID_CTRL, reg.PCI_PASID_CTRL_ENABLE);
+    if (rights.hasPageRequests) switchOn(parent, reg.PCI_EXT_CAP_ID_PRI, reg.PCI_PRI_CTRL, reg.PCI_PRI_CTRL_ENABLE);
     if (rights.hasDeviceTlb) switchOn(fn, reg.PCI_EXT_CAP_ID_ATS, reg.PCI_ATS_CTRL, reg.PCI_ATS_CTRL_ENABLE);
   }
 

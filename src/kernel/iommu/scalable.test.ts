@@ -275,7 +275,10 @@ test('a device that is not trusted gets no translation requests', () => {
   const port = machine.add(rootPort(), '1c.0');
   const fn = machine.add(capable(), '0.0', { bus: port.secondary!, untrusted: true });
   machine.boot();
-  assert.equal((fn.dma.translate(0x1000) as DmaFault).reason, 'no translation requests');
+  assert.equal((fn.dma.translate(0x1000) as DmaFault).reason, 'ATS is off');
+  const at = fn.config.findExtended(reg.PCI_EXT_CAP_ID_ATS);
+  fn.config.write(at + reg.PCI_ATS_CTRL, 2, reg.PCI_ATS_CTRL_ENABLE);
+  assert.equal((fn.dma.translate(0x1000) as DmaFault).reason, 'no translation requests', 'nor can it take them');
 });
 
 test('a reset by software goes the same way: meanwhile requests are blocked and nothing can be attached', () => {

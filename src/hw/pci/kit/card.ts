@@ -3,9 +3,10 @@
  * the function sits in its slot; before that DMA faults and interrupts go nowhere.
  */
 import { Errno } from '../../../lib/errno.ts';
+import type { DmaAttributes } from '../ats.ts';
 import { DeviceClock } from '../device-clock.ts';
 import type { CharacterBackend, DeviceEnvironment, SharedMemory } from '../device-model.ts';
-import type { DmaFault } from '../dma.ts';
+import type { DmaFault, DmaPort } from '../dma.ts';
 import type { PciFunction } from '../function.ts';
 
 /** A length often comes from a guest: more than this is a fault, not an allocation. */
@@ -47,7 +48,10 @@ export class DmaView {
   }
 }
 
-/** Memory as the device reaches it. A fault is a value: the device decides what it does to its registers. */
+/**
+ * Memory as the device reaches it. A fault is a value: the device decides what it does to its registers. `how`: a PASID (-1: none), or
+ * all attributes of the requests.
+ */
 export class CardDma {
   readonly #function: () => PciFunction | undefined;
 
@@ -56,15 +60,20 @@ export class CardDma {
   }
 
   /** Fills `into` from memory. Undefined: done. */
-  read(address: bigint | number, into: Uint8Array, pasid = -1): DmaFault | undefined {
+  read(address: bigint | number, into: Uint8Array, how: number | DmaAttributes = -1): DmaFault | undefined {
     const fn = this.#function();
-    return fn === undefined ? notPlugged(address, 'read') : fn.dma.read(address, into, pasid);
+    return fn === undefined ? notPlugged(address, 'read') : fn.dma.read(address, into, how);
   }
 
   /** Writes `from` to memory. Undefined: done; after a fault the bytes before it are written. */
-  write(address: bigint | number, from: Uint8Array, pasid = -1): DmaFault | undefined {
+  write(address: bigint | number, from: Uint8Array, how: number | DmaAttributes = -1): DmaFault | undefined {
     const fn = this.#function();
-    return fn === undefined ? notPlugged(address, 'write') : fn.dma.write(address, from, pasid);
+    return fn === undefined ? notPlugged(address, 'write') : fn.dma.write(address, from, how);
+  }
+
+  /** The port itself, for translation and page requests (`new Atc(port)`); undefined while the device is in no slot. */
+  get port(): DmaPort | undefined {
+    return this.#function()?.dma;
   }
 
   /** The bytes at `address`, for descriptors and the like; 64 MiB at most. Tell a fault by `isFault`. */
