@@ -2,118 +2,25 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { BufferBacking } from '../hw/memory/backing.ts';
-import { refusal, type TestEventfd, type TestTask } from '../kernel/core/test-task.ts';
+import { refusal } from '../kernel/core/test-task.ts';
 import { Domain, IOMMU_GUEST_NO_SNOOP, IOMMU_READ, IOMMU_WRITE } from '../kernel/iommu/domain.ts';
 import { routing } from '../kernel/kvm/test-machine.ts';
-import type { Vcpu } from '../kernel/kvm/vcpu.ts';
-import type { Vm } from '../kernel/kvm/vm.ts';
-import type { VfioDevice } from '../kernel/vfio/vfio-device.ts';
 import * as kvm from '../uapi/kvm.ts';
 import * as reg from '../uapi/pci-regs.ts';
 import * as vfio from '../uapi/vfio.ts';
-import type { FunctionConfig, HostConfig } from './host-file.ts';
 import { TestHost } from './test-host.ts';
+import { board, closeInAnyOrder, EDU, GSI, KvmWorld, NOTHING, s32, TESTDEV } from './test-kvm.ts';
 
-const TESTDEV = '0000:01:00.0';
-const EDU = '0000:00:04.0';
 const CONFIG = 7 * 2 ** 40;
-const GSI = 24;
-
-const board: readonly FunctionConfig[] = [
-  { at: '00:00.0', model: 'host-bridge' },
-  { at: '00:01.0', model: 'root-port', secondary: 1, driver: 'pcieport' },
-  { at: '00:04.0', model: 'edu', driver: 'vfio-pci' },
-  { at: '01:00.0', model: 'testdev', driver: 'vfio-pci' },
-];
-
-function s32(...values: number[]): Uint8Array {
-  return new Uint8Array(Int32Array.from(values).buffer);
-}
-
-interface Options {
-  preset?: string;
-  kvm?: NonNullable<HostConfig['options']>['kvm'];
-  units?: HostConfig['iommu']['units'];
-}
-
-/** A machine with /dev/kvm, a program, its virtual machine with controllers and two processors, and its VFIO device. */
-class World {
-  readonly host: TestHost;
-  readonly task: TestTask;
-  readonly vm: Vm;
-  readonly vmFd: number;
-  readonly vfioFd: number;
-  readonly vcpus: Vcpu[];
-
-  constructor({ preset = 'nested-sm', kvm: option = true, units }: Options = {}) {
-    this.host = new TestHost(board, { kvm: option }, units ?? [{ name: 'dmar0', preset }]);
-    this.task = this.host.task();
-    const { file } = this.host.open(this.task, '/dev/kvm');
-    this.vmFd = this.task.ioctl(file, kvm.KVM_CREATE_VM, 0n);
-    this.vm = (this.task.file(this.vmFd) as unknown as { vm: Vm }).vm;
-    this.ioctl(this.vmFd, kvm.KVM_CREATE_IRQCHIP, 0n);
-    const device = kvm.kvm_create_device.write({ type: kvm.KVM_DEV_TYPE_VFIO, fd: 0, flags: 0 });
-    this.ioctl(this.vmFd, kvm.KVM_CREATE_DEVICE, device);
-    this.vfioFd = kvm.kvm_create_device.read(device).fd;
-    this.vcpus = [this.vm.addVcpu(), this.vm.addVcpu()];
-    this.vcpus.forEach((vcpu, i) => {
-      vcpu.load(i);
-    });
-  }
-
-  ioctl(fd: number, request: number, argument: Uint8Array | bigint | number): number {
-    return this.task.ioctl(this.task.file(fd), request, argument);
-  }
-
-  /** FILE_ADD or FILE_DEL. */
-  tell(fd: number, attr: number = kvm.KVM_DEV_VFIO_FILE_ADD): void {
-    const address = this.task.memory.map(4096);
-    this.task.memory.write(address, s32(fd));
-    const argument = { flags: 0, group: kvm.KVM_DEV_VFIO_FILE, attr: BigInt(attr), addr: BigInt(address) };
-    this.ioctl(this.vfioFd, kvm.KVM_SET_DEVICE_ATTR, kvm.kvm_device_attr.write(argument));
-  }
-
-  /** Flushes of the host that a WBINVD costs. */
-  wbinvd(): number {
-    const before = this.host.machine.kvm!.hostFlushes;
-    this.vcpus[0]!.execute([{ op: 'wbinvd' }]);
-    return this.host.machine.kvm!.hostFlushes - before;
-  }
-
-  device(name: string): VfioDevice {
-    return this.host.machine.vfio.devices().find((device) => device.name === name)!;
-  }
-
-  /** An eventfd for MSI or MSI-X vectors from 0. */
-  trigger(device: number, index: number, count: number): { descriptor: number; file: TestEventfd }[] {
-    const eventfds = Array.from({ length: count }, () => this.task.openEventfd());
-    const flags = vfio.VFIO_IRQ_SET_DATA_EVENTFD | vfio.VFIO_IRQ_SET_ACTION_TRIGGER;
-    const fds = eventfds.map(({ descriptor }) => descriptor);
-    this.ioctl(device, vfio.VFIO_DEVICE_SET_IRQS, s32(20 + 4 * count, flags, index, 0, count, ...fds));
-    return eventfds;
-  }
-
-  irqfd(fd: number, gsi: number, flags = 0): void {
-    const argument = kvm.kvm_irqfd.write({ fd, gsi, flags, resamplefd: 0, pad: new Uint8Array(16) });
-    this.ioctl(this.vmFd, kvm.KVM_IRQFD, argument);
-  }
-
-  get left() {
-    const { counters } = this.host.machine;
-    return { ...counters.now(), ...counters.interruptsNow(), tokens: this.host.machine.kvm!.irqfdTokens.size };
-  }
-}
-
-const NOTHING = { pins: 0, maps: 0, objects: 0, files: 0, blocks: 0, irqs: 0, bypasses: 0, vms: 0, tokens: 0 };
 
 test('without the option the machine has no /dev/kvm: the call is the system’s', () => {
   const host = new TestHost(board);
   assert.equal(host.machine.open(host.task() as never, '/dev/kvm', 2), undefined);
-  assert.equal(new World().host.machine.stat('/dev/kvm', 0)?.minor, 232);
+  assert.equal(new KvmWorld().host.machine.stat('/dev/kvm', 0)?.minor, 232);
 });
 
 test('a device sees the machine of its group from the first open to the last close', () => {
-  const w = new World();
+  const w = new KvmWorld();
   const before = w.host.hold(TESTDEV, w.task);
   assert.equal(w.device(TESTDEV).vm, undefined, 'the group was not given yet');
   w.tell(before.group.descriptor);
@@ -136,7 +43,7 @@ test('a device sees the machine of its group from the first open to the last clo
 });
 
 test('a device’s own file hands the machine over when it is bound', () => {
-  const w = new World();
+  const w = new KvmWorld();
   const cdev = w.host.open(w.task, `/dev/vfio/devices/vfio${w.device(TESTDEV).index}`);
   w.tell(cdev.descriptor);
   assert.equal(w.device(TESTDEV).vm, undefined);
@@ -153,7 +60,7 @@ test('a device’s own file hands the machine over when it is bound', () => {
 
 for (const index of [vfio.VFIO_PCI_MSI_IRQ_INDEX, vfio.VFIO_PCI_MSIX_IRQ_INDEX]) {
   test(`K-30: ${index === 1 ? 'MSI' : 'MSI-X'} of a real device, vector by vector: to the eventfd, then posted to a processor`, () => {
-    const w = new World();
+    const w = new KvmWorld();
     const { descriptor } = w.host.hold(TESTDEV, w.task);
     const eventfds = w.trigger(descriptor, index, 3);
     const fn = w.host.fn(TESTDEV);
@@ -182,7 +89,7 @@ for (const index of [vfio.VFIO_PCI_MSI_IRQ_INDEX, vfio.VFIO_PCI_MSIX_IRQ_INDEX])
 }
 
 test('K-41: what stands in the MSI-X table is checked: another device’s entry, an old message', () => {
-  const w = new World();
+  const w = new KvmWorld();
   const first = w.host.hold(TESTDEV, w.task);
   const [victim] = w.trigger(first.descriptor, vfio.VFIO_PCI_MSIX_IRQ_INDEX, 1);
   const second = w.host.hold(EDU, w.task);
@@ -210,7 +117,7 @@ test('K-41: what stands in the MSI-X table is checked: another device’s entry,
   assert.deepEqual(w.left, NOTHING);
 });
 
-function setNoSnoop(w: World, isOn: boolean): void {
+function setNoSnoop(w: KvmWorld, isOn: boolean): void {
   const { config } = w.host.fn(TESTDEV);
   const at = config.findCapability(reg.PCI_CAP_ID_EXP) + reg.PCI_EXP_DEVCTL;
   const device = w.task.file(devices.get(w)!);
@@ -219,8 +126,8 @@ function setNoSnoop(w: World, isOn: boolean): void {
   new DataView(bytes.buffer).setUint16(0, isOn ? value | 0x0800 : value & ~0x0800, true);
   device.write(w.task, bytes, CONFIG + at);
 }
-const devices = new WeakMap<World, number>();
-function hold(w: World, name: string): { group: number; device: number } {
+const devices = new WeakMap<KvmWorld, number>();
+function hold(w: KvmWorld, name: string): { group: number; device: number } {
   const { group, descriptor } = w.host.hold(name, w.task);
   devices.set(w, descriptor);
   return { group: group.descriptor, device: descriptor };
@@ -232,7 +139,7 @@ test('F-50 F-51 F-57: WBINVD and DMA_CC_IOMMU follow the units of the devices', 
     ['nested-sm', true],
     ['legacy-nosc', false],
   ] as const) {
-    const w = new World({ preset });
+    const w = new KvmWorld({ preset });
     const container = w.host.open(w.task, '/dev/vfio/vfio');
     const group = w.host.open(w.task, `/dev/vfio/${w.host.groupId(TESTDEV)}`);
     w.ioctl(group.descriptor, vfio.VFIO_GROUP_SET_CONTAINER, s32(container.descriptor));
@@ -241,7 +148,7 @@ test('F-50 F-51 F-57: WBINVD and DMA_CC_IOMMU follow the units of the devices', 
     w.tell(group.descriptor);
     assert.deepEqual([cc, w.wbinvd()], isCoherent ? [1, 0] : [0, 1], preset);
   }
-  const mixed = new World({
+  const mixed = new KvmWorld({
     units: [
       { name: 'dmar0', preset: 'legacy-nosc', functions: ['00:04.0'] },
       { name: 'dmar1', preset: 'vtd-legacy-sc' },
@@ -257,27 +164,27 @@ test('F-50 F-51 F-57: WBINVD and DMA_CC_IOMMU follow the units of the devices', 
 });
 
 test('F-52 F-53: strict: Enable No Snoop as the guest writes it, and what the platform does', () => {
-  const w = new World({ preset: 'legacy-nosc', kvm: { policy: 'strict' } });
+  const w = new KvmWorld({ preset: 'legacy-nosc', kvm: { policy: 'strict' } });
   w.tell(hold(w, TESTDEV).group);
   assert.equal(w.wbinvd(), 1, 'the bit is on after reset');
   setNoSnoop(w, false);
   assert.equal(w.wbinvd(), 0);
   setNoSnoop(w, true);
   assert.equal(w.wbinvd(), 1);
-  const conventional = new World({ preset: 'legacy-nosc', kvm: { policy: 'strict' } });
+  const conventional = new KvmWorld({ preset: 'legacy-nosc', kvm: { policy: 'strict' } });
   conventional.tell(hold(conventional, EDU).group);
   assert.equal(conventional.wbinvd(), 0, 'edu is conventional PCI and has no such bit');
-  const deaf = new World({ preset: 'legacy-nosc', kvm: { policy: 'strict', platformHonoursNoSnoop: false } });
+  const deaf = new KvmWorld({ preset: 'legacy-nosc', kvm: { policy: 'strict', platformHonoursNoSnoop: false } });
   deaf.tell(hold(deaf, TESTDEV).group);
   assert.equal(deaf.wbinvd(), 0);
-  const enforced = new World({ preset: 'nested-sm', kvm: { policy: 'strict' } });
+  const enforced = new KvmWorld({ preset: 'nested-sm', kvm: { policy: 'strict' } });
   enforced.tell(hold(enforced, TESTDEV).group);
   assert.equal(enforced.wbinvd(), 0);
 });
 
 test('F-55: a guest’s choice of pages without snooping is heard only where the option is on, and then its WBINVD is executed', () => {
   for (const policy of ['kernel', 'strict'] as const) {
-    const w = new World({ preset: 'nested-sm', kvm: { policy } });
+    const w = new KvmWorld({ preset: 'nested-sm', kvm: { policy } });
     w.tell(hold(w, TESTDEV).group);
     const fn = w.host.fn(TESTDEV);
     fn.config.write(reg.PCI_COMMAND, 2, fn.config.read(reg.PCI_COMMAND, 2) | reg.PCI_COMMAND_MASTER);
@@ -311,7 +218,7 @@ test('K-15: a device’s own no-snoop write: the guest reads stale without enfor
     ['vtd-legacy-sc', 7],
     ['nested-sm', 7],
   ] as const) {
-    const w = new World({ preset });
+    const w = new KvmWorld({ preset });
     const { container, group } = w.host.hold(TESTDEV, w.task);
     w.tell(group.descriptor);
     const vaddr = w.task.memory.map(4096);
@@ -334,49 +241,5 @@ test('K-15: a device’s own no-snoop write: the guest reads stale without enfor
 });
 
 test('K-70: machine, VFIO device, files and eventfds closed in any order: nothing is left, every entry free', () => {
-  let seed = 12345;
-  const random = (below: number): number => {
-    seed = (Math.imul(seed, 1103515245) + 12345) >>> 0;
-    return (seed >>> 8) % below;
-  };
-  for (let round = 0; round < 60; round++) {
-    const w = new World({ preset: round % 3 === 0 ? 'vtd-legacy-sc' : 'nested-sm' });
-    const held = w.host.hold(TESTDEV, w.task);
-    const eventfds = w.trigger(held.descriptor, vfio.VFIO_PCI_MSIX_IRQ_INDEX, 4);
-    w.tell(held.group.descriptor);
-    const routes = eventfds.map((_, i) => ({ gsi: GSI + i, vcpu: i % 2, vector: 0x40 + i }));
-    w.ioctl(w.vmFd, kvm.KVM_SET_GSI_ROUTING, routing(routes));
-    eventfds.forEach(({ descriptor }, i) => {
-      if (random(3) > 0) w.irqfd(descriptor, GSI + i);
-    });
-    const fn = w.host.fn(TESTDEV);
-    const open = [
-      w.vmFd,
-      w.vfioFd,
-      held.group.descriptor,
-      held.container.descriptor,
-      held.descriptor,
-      ...eventfds.map(({ descriptor }) => descriptor),
-    ];
-    while (open.length > 0) {
-      for (let vector = 0; vector < 4; vector++) fn.msix!.fire(vector);
-      if (random(4) === 0 && w.vcpus[0]!.state === 'running') w.vcpus[0]!.preempt();
-      w.task.close(open.splice(random(open.length), 1)[0]!);
-    }
-    w.task.exit();
-    const taken = w.vcpus.map((vcpu) => vcpu.taken.length);
-    for (let vector = 0; vector < 4; vector++) fn.msix!.fire(vector);
-    assert.deepEqual(
-      w.vcpus.map((vcpu) => vcpu.taken.length),
-      taken,
-      'no interrupt afterwards',
-    );
-    assert.deepEqual(w.left, NOTHING, `round ${round}`);
-    const table = w.host.machine.interrupts.tableOf(w.host.machine.iommu.units[0]!)!;
-    for (let i = 0; i < 8; i++) assert.deepEqual([...table.read(i)], [0, 0, 0, 0]);
-    assert.deepEqual(
-      eventfds.map(({ file }) => file.contexts),
-      [0, 0, 0, 0],
-    );
-  }
+  closeInAnyOrder(20, 12345);
 });

@@ -96,7 +96,8 @@ export class IrqRemapping {
   readonly #used = new Uint8Array(IRTE_COUNT);
   readonly #mostMask: number;
   #count = 0;
-  #firstFree = 0;
+  /** By the logarithm of a block's size: below, no such block is free. */
+  readonly #firstFree = new Uint32Array(17);
 
   /** Puts the table into memory and switches remapping on. `interrupts`: the processors behind the unit. */
   constructor(unit: IommuUnit, memory: PhysicalMemory, interrupts: HostInterrupts) {
@@ -138,7 +139,7 @@ export class IrqRemapping {
   allocate(fn: TopologyFunction, handlers: readonly (() => void)[]): RemappedIrq[] {
     const mask = Math.ceil(Math.log2(Math.max(1, handlers.length)));
     if (mask > this.#mostMask) throw new Errno('ENOSPC', `unit ${this.unit.name} has no blocks of 2^${mask} entries`);
-    const base = this.#findBlock(2 ** mask);
+    const base = this.#findBlock(mask);
     const source = sourceOf(fn);
     const vectors: HostVector[] = [];
     try {
@@ -184,17 +185,20 @@ export class IrqRemapping {
     this.write(index, new Uint32Array(4));
     this.#used[index] = 0;
     this.#count--;
-    this.#firstFree = Math.min(this.#firstFree, index);
+    this.#firstFree.forEach((first, mask) => {
+      const base = index - (index % 2 ** mask);
+      if (base < first) this.#firstFree[mask] = base;
+    });
     this.#interrupts.free(vector);
   }
 
-  #findBlock(count: number): number {
-    let base = Math.floor(this.#firstFree / count) * count;
-    for (; base + count <= IRTE_COUNT; base += count) {
-      if (this.#used.subarray(base, base + count).every((used) => used === 0)) {
-        if (count === 1) this.#firstFree = base + 1;
-        return base;
-      }
+  #findBlock(mask: number): number {
+    const count = 2 ** mask;
+    for (let base = this.#firstFree[mask]!; base + count <= IRTE_COUNT; base += count) {
+      const used = this.#used.subarray(base, base + count).indexOf(1);
+      if (used >= 0) continue;
+      this.#firstFree[mask] = base;
+      return base;
     }
     throw new Errno('ENOSPC', `unit ${this.unit.name} has no block of ${count} entries left`);
   }
