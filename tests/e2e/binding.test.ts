@@ -122,7 +122,7 @@ for (const [name, writer] of Object.entries(writers)) {
       python3 ${hold} ${EDU} <${folder}/go >${folder}/held & exec 7>${folder}/go
       read word <${folder}/held
       ${writer} & W=$!
-      sleep 0.5
+      for i in $(seq 100); do [ -e /sys/bus/pci/devices/${EDU}/driver ] || break; sleep 0.1; done
       kill -0 $W && echo waiting
       [ ! -e /sys/bus/pci/devices/${EDU}/driver ] && echo link gone
       cat /sys/bus/pci/devices/${EDU}/vendor
@@ -152,7 +152,8 @@ test('a writer that is killed while it waits leaves nothing: the unbind ends wit
     read word <${folder}/held
     for signal in KILL INT; do
       python3 -c 'open("/sys/bus/pci/drivers/vfio-pci/unbind","w").write("${EDU}")' 2>/dev/null & W=$!
-      sleep 0.4
+      for i in $(seq 100); do [ -e /sys/bus/pci/devices/${EDU}/driver ] || break; sleep 0.1; done
+      [ $signal = KILL ] || sleep 1.5
       kill -$signal $W
       [ $signal = KILL ] && { wait $W; echo killed $?; } || SECOND=$W
     done
