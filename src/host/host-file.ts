@@ -51,8 +51,10 @@ export interface QuirksConfig {
 
 export interface UnitConfig {
   name: string;
-  /** Capabilities: `vtd-legacy-sc`, `legacy-nosc`. */
+  /** Capabilities: a name of `unitPresets` (hw/iommu/registers.ts). */
   preset: string;
+  /** Whether the unit uses what it has cached: always until invalidated (the default), never, or now and then by a seed. */
+  staleness?: 'always' | 'never' | { seed: number } | undefined;
   /** Addresses of the functions it serves; absent: all that no other unit serves. */
   functions?: string[] | undefined;
 }
@@ -193,6 +195,12 @@ export function hostSchema(z: typeof zod) {
         z.strictObject({
           name: z.string().min(1),
           preset: z.string().min(1),
+          staleness: z
+            .union([z.enum(['always', 'never']), z.strictObject({ seed: z.number().int() })])
+            .optional()
+            .describe(
+              'Whether what the unit has cached is used: always until invalidated, never, now and then by a seed',
+            ),
           functions: z.array(address).optional(),
         }),
       ),

@@ -401,12 +401,12 @@ function makeUnits(
   const tables = new TablePool();
   const scopes = new Map<string, IommuUnit>();
   let rest: IommuUnit | undefined;
-  const all = config.iommu.units.map(({ name, preset, functions }, i) => {
+  const all = config.iommu.units.map(({ name, preset, functions, staleness = 'always' }, i) => {
     if (!(preset in unitPresets)) {
       const known = Object.keys(unitPresets).join(', ');
       throw new HostFileError(`at iommu.units[${i}].preset: there is no '${preset}'; there are ${known}`);
     }
-    const unit = new IommuUnit(name, { preset: preset as UnitPresetName, tables, memory });
+    const unit = new IommuUnit(name, { preset: preset as UnitPresetName, tables, memory, staleness });
     if (functions === undefined) rest ??= unit;
     else for (const at of functions) scopes.set(at.length === 7 ? `0000:${at}` : at, unit);
     return unit;
