@@ -201,7 +201,7 @@ static void die(const char *path, int rounds)
 			kill(child, SIGKILL);
 		waitpid(child, NULL, 0);
 		for (int wait = 0; counter("bonds") || counter("pins") || counter("faults") || counter("files"); wait++) {
-			if (wait == 2000) {
+			if (wait == 10000) {
 				printf("left after %d: bonds %ld pins %ld faults %ld files %ld\n", i, counter("bonds"), counter("pins"),
 				       counter("faults"), counter("files"));
 				exit(1);
