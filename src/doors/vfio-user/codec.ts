@@ -84,6 +84,8 @@ export interface Message {
   /** Positive errno of an error reply (EINVAL where the peer gave none); 0: no error. */
   readonly error: number;
   readonly payload: Uint8Array;
+  /** Bytes of the payload. */
+  readonly length: number;
   /** The same bytes for reading numbers: the payload starts at `offset`. */
   readonly view: DataView;
   readonly offset: number;
@@ -94,6 +96,51 @@ export interface Message {
 }
 
 const none: readonly number[] = [];
+
+/** A message in the stream's buffer. The view of its payload is made when somebody wants it: a register access does without. */
+class StreamMessage implements Message {
+  readonly id: number;
+  readonly command: number;
+  readonly isReply: boolean;
+  readonly wantsReply: boolean;
+  readonly error: number;
+  readonly view: DataView;
+  readonly offset: number;
+  readonly length: number;
+  readonly descriptors: readonly number[];
+  readonly hasSurplus: boolean;
+  readonly #buffer: Uint8Array;
+
+  constructor(
+    id: number,
+    command: number,
+    isReply: boolean,
+    wantsReply: boolean,
+    error: number,
+    buffer: Uint8Array,
+    view: DataView,
+    offset: number,
+    length: number,
+    descriptors: readonly number[],
+    hasSurplus: boolean,
+  ) {
+    this.id = id;
+    this.command = command;
+    this.isReply = isReply;
+    this.wantsReply = wantsReply;
+    this.error = error;
+    this.#buffer = buffer;
+    this.view = view;
+    this.offset = offset;
+    this.length = length;
+    this.descriptors = descriptors;
+    this.hasSurplus = hasSurplus;
+  }
+
+  get payload(): Uint8Array {
+    return this.#buffer.subarray(this.offset, this.offset + this.length);
+  }
+}
 
 /** The header of a message. */
 export interface HeaderFields {
@@ -230,18 +277,19 @@ export class MessageStream {
     this.#start = start + size;
     const isReply = type === VFIO_USER_F_TYPE_REPLY;
     const end = this.#base + start + size;
-    return {
-      id: view.getUint16(start, true),
+    return new StreamMessage(
+      view.getUint16(start, true),
       command,
       isReply,
-      wantsReply: !isReply && (flags & VFIO_USER_F_NO_REPLY) === 0,
-      error: isReply && (flags & VFIO_USER_F_ERROR) !== 0 ? view.getUint32(start + 12, true) || 22 : 0,
-      payload: this.#buffer.subarray(start + HEADER, start + size),
+      !isReply && (flags & VFIO_USER_F_NO_REPLY) === 0,
+      isReply && (flags & VFIO_USER_F_ERROR) !== 0 ? view.getUint32(start + 12, true) || 22 : 0,
+      this.#buffer,
       view,
-      offset: start + HEADER,
-      descriptors: this.#arrived.length === 0 ? none : this.#take(end),
-      hasSurplus: this.#surplusAt.length > 0 && this.#takeSurplusMark(end),
-    };
+      start + HEADER,
+      size - HEADER,
+      this.#arrived.length === 0 ? none : this.#take(end),
+      this.#surplusAt.length > 0 && this.#takeSurplusMark(end),
+    );
   }
 
   /** Descriptors beyond the limit, to be closed by the caller. */

@@ -87,10 +87,10 @@ class DeviceCommands implements Commands {
   }
 
   run(message: Message): number {
-    const { command, payload } = message;
+    const { command } = message;
     const least = fixedPartOf(command);
     if (least === undefined) throw new Errno('EINVAL', `there is no command ${command}`);
-    if (payload.length < least) throw new Errno('EINVAL', `a payload of ${payload.length} bytes is below ${least}`);
+    if (message.length < least) throw new Errno('EINVAL', `a payload of ${message.length} bytes is below ${least}`);
     if (
       message.descriptors.length > 0 &&
       command !== wire.VFIO_USER_DMA_MAP &&
@@ -106,36 +106,36 @@ class DeviceCommands implements Commands {
       case wire.VFIO_USER_REGION_WRITE_MULTI:
         return this.#writeMulti(message);
       case wire.VFIO_USER_DMA_MAP: {
-        const request = wire.vfio_user_dma_map.read(payload);
+        const request = wire.vfio_user_dma_map.read(message.payload);
         atLeast(request.argsz, least);
         this.#dma.map(request, message.descriptors);
         return 0;
       }
       case wire.VFIO_USER_DMA_UNMAP: {
-        const request = wire.vfio_user_dma_unmap.read(payload);
+        const request = wire.vfio_user_dma_unmap.read(message.payload);
         atLeast(request.argsz, least);
         this.#dma.unmap(request);
         return this.#put(wire.vfio_user_dma_unmap.write(request));
       }
       case wire.VFIO_USER_DEVICE_GET_INFO:
-        return this.#getInfo(payload);
+        return this.#getInfo(message.payload);
       case wire.VFIO_USER_DEVICE_GET_REGION_INFO:
-        return this.#regionInfo(payload);
+        return this.#regionInfo(message.payload);
       case wire.VFIO_USER_DEVICE_GET_REGION_IO_FDS:
-        return this.#regionIoFds(payload);
+        return this.#regionIoFds(message.payload);
       case wire.VFIO_USER_DEVICE_GET_IRQ_INFO:
-        return this.#irqInfo(payload);
+        return this.#irqInfo(message.payload);
       case wire.VFIO_USER_DEVICE_SET_IRQS:
-        return this.#setIrqs(payload, message.descriptors);
+        return this.#setIrqs(message.payload, message.descriptors);
       case wire.VFIO_USER_DEVICE_RESET:
         this.#device.ioctl(uapi.VFIO_DEVICE_RESET, new Uint8Array(0));
         return 0;
       case wire.VFIO_USER_DEVICE_FEATURE:
-        return this.#put(this.#features.feature(payload));
+        return this.#put(this.#features.feature(message.payload));
       case wire.VFIO_USER_MIG_DATA_READ:
-        return this.#features.read(payload, this.#output.subarray(HEADER));
+        return this.#features.read(message.payload, this.#output.subarray(HEADER));
       case wire.VFIO_USER_MIG_DATA_WRITE:
-        this.#features.write(payload);
+        this.#features.write(message.payload);
         return 0;
       default:
         throw new Errno('EINVAL', `command ${command} goes from server to client`);
@@ -212,18 +212,19 @@ class DeviceCommands implements Commands {
     return ACCESS + done;
   }
 
-  #regionWrite({ view, offset: at, payload }: Message): number {
+  #regionWrite(message: Message): number {
+    const { view, offset: at, length } = message;
     const low = view.getUint32(at, true);
     const high = view.getUint32(at + 4, true);
     const index = view.getUint32(at + 8, true);
     const count = view.getUint32(at + 12, true);
     this.#count(count);
-    if (payload.length !== ACCESS + count) {
-      throw new Errno('EINVAL', `${payload.length - ACCESS} bytes of data for a write of ${count}`);
+    if (length !== ACCESS + count) {
+      throw new Errno('EINVAL', `${length - ACCESS} bytes of data for a write of ${count}`);
     }
     const position = this.#place(low, high, index, count);
     const { file, process } = this.#device;
-    const done = file.write(process, payload.subarray(ACCESS), position);
+    const done = file.write(process, message.payload.subarray(ACCESS), position);
     const out = this.#view;
     out.setUint32(HEADER, low, true);
     out.setUint32(HEADER + 4, high, true);
