@@ -184,3 +184,18 @@ for (const shell of ['sh', 'bash']) {
     assert.deepEqual(outcome.stdout.trim().split('\n'), ['still waiting', 'unbound', '1'], outcome.story);
   });
 }
+
+test('C-54: a program of 2011 that is killed leaves nothing, and the next one has the group', {
+  timeout: 60_000,
+}, async (t) => {
+  if (provided(t, 'cc') === undefined) return;
+  const hold = compiledFrom(t, 'vfio-2011-hold');
+  const program = compiled(t);
+  const out = join(scratch(t), 'out');
+  const script = `. ${LOOP} 2>/dev/null
+    sleep 20 | ${hold} > ${out} & until grep -q held ${out}; do sleep 0.05; done
+    kill -9 $!; wait $! 2>/dev/null; sleep 0.1; cat /sys/module/vfiobox/counters/* | sort -u; ${program} | head -1`;
+  const outcome = await inShell('sh', script);
+  assert.equal(outcome.status, 0, outcome.story);
+  assert.deepEqual(outcome.stdout.trim().split('\n'), ['0', 'group viable'], outcome.story);
+});

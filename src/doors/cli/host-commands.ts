@@ -67,7 +67,7 @@ export function listGroups(machine: Machine): string[] {
 function check(machine: Machine): string[] {
   const functions = machine.functions();
   const groups = new Set(functions.map((fn) => machine.iommu.groupOf(fn)?.id).filter((id) => id !== undefined));
-  const given = functions.filter((fn) => machine.drivers.driverOf(fn) === 'vfio-pci');
+  const given = functions.filter((fn) => ['vfio-pci', 'vfio'].includes(machine.drivers.driverOf(fn) ?? ''));
   return [
     `'${machine.config.name}' is good: ${functions.length} functions, ${groups.size} IOMMU groups, ${machine.config.iommu.units.length} IOMMU units`,
     `given to programs (vfio-pci): ${given.length === 0 ? 'none' : given.map(shortName).join(' ')}`,

@@ -223,6 +223,6 @@ test('random maps and unmaps agree with a list of pages', () => {
       const fewest = ordered.filter(([page, behind]) => pages.get(page - 1) !== behind - 1).length;
       assert.equal(maps.entries.size, fewest, 'as few entries as possible');
     }),
-    { numRuns: 60 },
+    { numRuns: 30 },
   );
 });
