@@ -9,7 +9,7 @@ import { Errno } from '../../lib/errno.ts';
 import { File, ForeignFile, type IoctlResult } from './file.ts';
 import { Mm } from './mm.ts';
 import type { Capability, EventContext, MemoryFile, Task } from './task.ts';
-import type { UserMemory, Vma } from './user-memory.ts';
+import type { UserMemory, Vma, VmaFile } from './user-memory.ts';
 
 interface Mapping extends Vma {
   /** The byte of `bytes` at `start`. */
@@ -23,6 +23,8 @@ export interface MapOptions {
   shared?: boolean;
   /** Mapping of a BAR: its memory answers, and the mapping says so. */
   device?: { memory: SharedMemory; offset: number };
+  /** A shared mapping of a memfd, from byte `offset` of it. */
+  file?: { file: TestMemoryFile; offset: number };
   /** What lies behind the mapping, zeroed new bytes when absent. */
   bytes?: Uint8Array;
 }
@@ -41,16 +43,18 @@ export class TestMemory implements UserMemory {
     // A gap after each mapping keeps those without a wanted address apart, as guard pages would.
     if (address === undefined) this.#next += rounded + 4096;
     this.unmap(start, rounded);
-    const bytes = options.device?.memory.bytes() ?? options.bytes ?? new Uint8Array(rounded);
+    const bytes =
+      options.device?.memory.bytes() ?? options.file?.file.bytes ?? options.bytes ?? new Uint8Array(rounded);
     this.#insert({
       start,
       end: start + rounded,
       readable: options.readable ?? true,
       writable: options.writable ?? true,
-      shared: options.shared ?? options.device !== undefined,
+      shared: options.shared ?? (options.device ?? options.file) !== undefined,
       ...(options.device === undefined ? {} : { device: options.device }),
+      ...(options.file === undefined ? {} : { file: vmaFile(options.file.file, options.file.offset) }),
       bytes,
-      bytesOffset: options.device?.offset ?? 0,
+      bytesOffset: options.device?.offset ?? options.file?.offset ?? 0,
     });
     return start;
   }
@@ -123,6 +127,9 @@ export class TestMemory implements UserMemory {
         ...(mapping.device === undefined
           ? {}
           : { device: { memory: mapping.device.memory, offset: mapping.device.offset + (from - mapping.start) } }),
+        ...(mapping.file === undefined
+          ? {}
+          : { file: { ...mapping.file, offset: mapping.file.offset + (from - mapping.start) } }),
       });
       const from = Math.max(start, mapping.start);
       const to = Math.min(end, mapping.end);
@@ -203,12 +210,10 @@ export class TestMemoryFile extends File {
 
   reference(): MemoryFile {
     this.references++;
-    const identity = identities.get(this) ?? `test-file-${nextIdentity++}`;
-    identities.set(this, identity);
     return {
       length: this.bytes.length,
       writable: this.writable,
-      identity,
+      identity: identityOf(this),
       backing: new BufferBacking(this.bytes),
       close: () => {
         this.references--;
@@ -218,6 +223,16 @@ export class TestMemoryFile extends File {
 }
 const identities = new WeakMap<TestMemoryFile, string>();
 let nextIdentity = 1;
+
+function identityOf(file: TestMemoryFile): string {
+  const identity = identities.get(file) ?? `test-file-${nextIdentity++}`;
+  identities.set(file, identity);
+  return identity;
+}
+
+function vmaFile(file: TestMemoryFile, offset: number): VmaFile {
+  return { identity: identityOf(file), offset, open: () => file.reference() };
+}
 
 /** Where `ioctl` puts arguments: out of the way of what tests map. */
 const SCRATCH = 0x6000_0000_0000;
