@@ -3,7 +3,7 @@
  */
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import { Errno } from '../../lib/errno.ts';
-import type { Domain, DomainKind, DomainOptions } from './domain.ts';
+import type { Domain, DomainKind, DomainOptions, GuestStage } from './domain.ts';
 
 /** The second-stage depth that a unit's domains get: as many bits as both MGAW and SAGAW allow, by as few levels as the unit walks. */
 export function levelsFor(unit: IommuUnit): { levels: number; width: number } {
@@ -72,5 +72,15 @@ function firstStageObstacle(domain: Domain, unit: IommuUnit): string | undefined
   if (table.levels === 5 && !capabilities.hasFirstStage5Level) return `unit ${name} walks no 5-level first stage`;
   if (table.largestLeaf === 2 && !capabilities.hasFirstStage1G)
     return `unit ${name} lacks the leaf sizes of the domain`;
+  return undefined;
+}
+
+/** Why a guest's first stage cannot be walked by `unit`. */
+export function guestObstacle({ addressWidth, flags }: GuestStage, unit: IommuUnit): string | undefined {
+  const { capabilities, name } = unit;
+  if (!capabilities.hasNesting) return `unit ${name} does not nest`;
+  if (addressWidth === 57 && !capabilities.hasFirstStage5Level) return `unit ${name} walks no 5-level first stage`;
+  if (flags?.sre === true && !capabilities.hasSupervisorRequests) return `unit ${name} has no supervisor requests`;
+  if (flags?.eafe === true && !capabilities.hasExtendedAccessed) return `unit ${name} sets no extended accessed flag`;
   return undefined;
 }

@@ -16,7 +16,8 @@ import { Failpoint } from '../../lib/failpoint.ts';
 import { hex } from '../../lib/pages.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
 import { Attachments } from './attachments.ts';
-import { firstStageFor, levelsFor, obstacle, requireAbilities } from './compatibility.ts';
+import { firstStageFor, guestObstacle, levelsFor, obstacle, requireAbilities } from './compatibility.ts';
+import { entryOf } from './domain-entry.ts';
 import { allocateDid, freeDid, PASS_THROUGH_DID } from './domain-ids.ts';
 
 /** Permissions of a mapping; the values are those of include/linux/iommu.h. */
@@ -390,33 +391,8 @@ export class Domain {
     return this.#holds.get(unit)?.did ?? PASS_THROUGH_DID;
   }
 
-  /** What a PASID entry says of this domain. */
   #entry(unit: IommuUnit): PasidEntry {
-    const did = this.#didAt(unit);
-    const { isWalkSnooped } = unit;
-    const table = this.table;
-    if (this.parent !== undefined) {
-      const { pageTable, addressWidth, flags } = this.#guest!;
-      const { table: below, isDirtyTracking, enforcesCoherency } = this.parent;
-      return {
-        type: 'nested',
-        did,
-        isWalkSnooped,
-        secondStage: { page: below!.top, levels: below!.levels },
-        firstStage: { page: Number(pageTable >> 12n), levels: addressWidth === 57 ? 5 : 4 },
-        hasSecondStageDirty: isDirtyTracking,
-        isPageSnooped: enforcesCoherency,
-        allowsSupervisor: flags?.sre ?? false,
-        isWriteProtected: flags?.wpe ?? false,
-        hasExtendedAccessed: flags?.eafe ?? false,
-      };
-    }
-    if (table === undefined) return { type: 'pass-through', did: PASS_THROUGH_DID, isWalkSnooped };
-    const stage = { page: table.top, levels: table.levels };
-    if (this.stage === 'first') {
-      return { type: 'first', did, isWalkSnooped, firstStage: stage, isPageSnooped: this.#enforcesCoherency };
-    }
-    return { type: 'second', did, isWalkSnooped, secondStage: stage, hasSecondStageDirty: this.#isDirtyTracking };
+    return entryOf(this, this.#guest, this.#didAt(unit), unit.isWalkSnooped);
   }
 
   /** Writes all PASID entries of the domain again: something in them has changed. */
@@ -455,17 +431,8 @@ export class Domain {
   #obstacle(unit: IommuUnit): string | undefined {
     if (this.kind === 'blocked') return undefined;
     if (this.#isFree) return 'the domain was freed';
-    if (this.parent !== undefined) return this.parent.#obstacle(unit) ?? this.#guestObstacle(unit);
+    if (this.parent !== undefined) return this.parent.#obstacle(unit) ?? guestObstacle(this.#guest!, unit);
     return obstacle(this, unit, this.#enforcesCoherency);
-  }
-
-  #guestObstacle({ capabilities, name }: IommuUnit): string | undefined {
-    const { addressWidth, flags } = this.#guest!;
-    if (!capabilities.hasNesting) return `unit ${name} does not nest`;
-    if (addressWidth === 57 && !capabilities.hasFirstStage5Level) return `unit ${name} walks no 5-level first stage`;
-    if (flags?.sre === true && !capabilities.hasSupervisorRequests) return `unit ${name} has no supervisor requests`;
-    if (flags?.eafe === true && !capabilities.hasExtendedAccessed) return `unit ${name} sets no extended accessed flag`;
-    return undefined;
   }
 
   #taken(table: PageTable, first: number, last: number): Errno {

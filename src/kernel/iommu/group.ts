@@ -11,10 +11,11 @@ import { forEachDmaAlias } from '../../hw/pci/aliases.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
-import * as reg from '../../uapi/pci-regs.ts';
+import { enableAbilities, hasAts, maxPasids } from './device-abilities.ts';
 import { blockedDomain, type Domain } from './domain.ts';
 import { mergeReserved, type ReservedRegion } from './reserved-regions.ts';
 
+export { maxPasids } from './device-abilities.ts';
 export type { ReservedRegion, ReservedType } from './reserved-regions.ts';
 
 const traceAttach = new Tracepoint<{ device: string; group: number; kind: string }>('iommu:attach_device_to_domain');
@@ -288,27 +289,9 @@ export class IommuGroup {
     if (--member.resets > 0) return;
     member.isBlocked = false;
     this.#inReset--;
-    this.#enable(member, unit);
+    enableAbilities(member.fn, member.rids, unit);
     this.domain.program(unit, member.rids);
     for (const [pasid, domain] of this.#pasidsOf(member, unit)) domain.programPasid(unit, member.rids, pasid);
-  }
-
-  /** Scalable units: what the device can do beside plain requests is switched on, in its context and in the device. */
-  #enable({ fn, rids }: Member, unit: IommuUnit): void {
-    if (unit.mode !== 'scalable') return;
-    const pasids = maxPasids(fn, unit);
-    const { hasDeviceTlb, hasPageRequests } = unit.capabilities;
-    // Virtual functions share PASIDs and page requests of their parent.
-    const parent = fn.physfn ?? fn;
-    const rights = {
-      hasDeviceTlb: hasDeviceTlb && hasAts(fn) && !fn.untrusted,
-      hasPasids: pasids > 0,
-      hasPageRequests: hasPageRequests && parent.config.findExtended(reg.PCI_EXT_CAP_ID_PRI) !== 0,
-    };
-    for (const rid of rids) unit.setRights(rid, rights, pasids);
-    if (rights.hasPasids) switchOn(parent, reg.PCI_EXT_CAP_ID_PASID, reg.PCI_PASID_CTRL, reg.PCI_PASID_CTRL_ENABLE);
-    if (rights.hasPageRequests) switchOn(parent, reg.PCI_EXT_CAP_ID_PRI, reg.PCI_PRI_CTRL, reg.PCI_PRI_CTRL_ENABLE);
-    if (rights.hasDeviceTlb) switchOn(fn, reg.PCI_EXT_CAP_ID_ATS, reg.PCI_ATS_CTRL, reg.PCI_ATS_CTRL_ENABLE);
   }
 
   // ---- for IommuCore ----
@@ -322,7 +305,7 @@ export class IommuGroup {
     });
     const member: Member = { fn, rids: [...rids], reason, reserved, resets: 0, isBlocked: false };
     if (this.unit !== undefined) {
-      this.#enable(member, this.unit);
+      enableAbilities(fn, member.rids, this.unit);
       this.#mapDirect(this.defaultDomain, reserved);
       this.#enter(member, this.domain);
       for (const [pasid, domain] of this.#pasidsOf(member, this.unit)) {
@@ -463,22 +446,4 @@ export class IommuGroup {
     if (value === undefined) throw new Errno('EINVAL', `group ${this.id} has no IOMMU`);
     return value;
   }
-}
-
-/** PASIDs that `fn` can use behind `unit`: 0 when either has none, else a power of two. A virtual function has its parent's. */
-export function maxPasids(fn: PciFunction, unit: IommuUnit | undefined): number {
-  if (unit === undefined || unit.mode !== 'scalable' || unit.capabilities.pasidBits === 0) return 0;
-  const { config } = fn.physfn ?? fn;
-  const at = config.findExtended(reg.PCI_EXT_CAP_ID_PASID);
-  if (at === 0) return 0;
-  return 2 ** Math.min((config.get(at + reg.PCI_PASID_CAP, 2) >> 8) & 0x1f, unit.capabilities.pasidBits);
-}
-
-function hasAts(fn: PciFunction): boolean {
-  return fn.config.findExtended(reg.PCI_EXT_CAP_ID_ATS) !== 0;
-}
-
-function switchOn(fn: PciFunction, capability: number, control: number, enable: number): void {
-  const at = fn.config.findExtended(capability);
-  if (at !== 0) fn.config.write(at + control, 2, fn.config.read(at + control, 2) | enable);
 }
