@@ -13,6 +13,8 @@ interface Timer {
 }
 
 const IDLE_AFTER_MS = 10;
+/** Nanoseconds that are rather looked at than slept. */
+const SOON = 20_000;
 
 export class EventLoop implements Clock {
   /** Called once after each burst of events, when nothing has happened for some milliseconds. */
@@ -94,11 +96,14 @@ export class EventLoop implements Clock {
     this.#poller.close();
   }
 
-  /** Milliseconds until the next timer, rounded up: never early, and at most a millisecond late. -1: there is none. */
+  /** Milliseconds until the next timer, rounded up: never early, and at most a millisecond late; 0 when it comes at once. -1: there is none. */
   #untilTimer(): number {
     while (this.#timers.length > 0 && this.#timers[0]!.action === undefined) this.#pop();
     if (this.#timers.length === 0) return -1;
-    const left = Math.ceil((this.#timers[0]!.at - this.now()) / 1e6);
+    const nanoseconds = this.#timers[0]!.at - this.now();
+    // A millisecond of sleep would be far too long.
+    if (nanoseconds < SOON) return 0;
+    const left = Math.ceil(nanoseconds / 1e6);
     return Math.min(Math.max(left, 0), 60_000);
   }
 
