@@ -139,15 +139,27 @@ export function reservedBits(words: EntryWords, canPost: boolean): string | unde
   return words[3]! !== 0 ? `reserved bits 96 to 127 are 0x${words[3]!.toString(16)}` : undefined;
 }
 
+const IGNORED_BITS = [0, 4, 6, 7];
+
 /** Whether a request of `rid` may use the entry. */
 export function isSourceValid({ sid, sq, svt }: InterruptSource, rid: number): boolean {
   if (svt === 0) return true;
   if (svt === 2) return rid >>> 8 >= sid >>> 8 && rid >>> 8 <= (sid & 0xff);
-  const ignored = [0, 4, 6, 7][sq]!;
+  const ignored = IGNORED_BITS[sq]!;
   return (sid & ~ignored) === (rid & ~ignored);
 }
 
 // ---- messages ----
+
+/** Of a message's address: remappable format; SHV, the data is a subhandle. */
+export const FORMAT = 1 << 4;
+export const SUBHANDLE_VALID = 1 << 3;
+
+/** The entry that a message in remappable format names: its handle, plus its subhandle where there is one. */
+export function messageIndex(address: number, data: number): number {
+  const handle = ((address >>> 5) & 0x7fff) | ((address & (1 << 2)) !== 0 ? 0x8000 : 0);
+  return (address & SUBHANDLE_VALID) !== 0 ? handle + (data & 0xffff) : handle;
+}
 
 /** A message's address and data, decoded. */
 export interface MessageFields {
@@ -162,10 +174,12 @@ export interface MessageFields {
 
 /** Low half of the message's address, and its data. */
 export function decodeMessage(address: number, data: number): MessageFields {
-  const isRemappable = (address & (1 << 4)) !== 0;
-  const handle = ((address >>> 5) & 0x7fff) | ((address & (1 << 2)) !== 0 ? 0x8000 : 0);
-  const hasSubhandle = (address & (1 << 3)) !== 0;
-  return { isRemappable, handle, hasSubhandle, index: handle + (hasSubhandle ? data & 0xffff : 0) };
+  return {
+    isRemappable: (address & FORMAT) !== 0,
+    handle: messageIndex(address & ~SUBHANDLE_VALID, 0),
+    hasSubhandle: (address & SUBHANDLE_VALID) !== 0,
+    index: messageIndex(address, data),
+  };
 }
 
 /** The message that names entry `handle` + `subhandle`; always with a subhandle, as Linux writes it. */

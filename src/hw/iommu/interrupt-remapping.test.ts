@@ -257,9 +257,8 @@ test('K-33: posting sets the bit in memory and notifies once, until the notifica
   expected[34] = 0xf2;
   expected[36] = 6;
   assert.deepEqual(bytes, expected);
-  descriptor.on = false;
-  assert.deepEqual(descriptor.harvest(), [0x31, 0xfe]);
-  assert.equal(descriptor.isEmpty, true);
+  assert.deepEqual(descriptor.take(), [0x31, 0xfe]);
+  assert.deepEqual([descriptor.isEmpty, descriptor.on], [true, false]);
   assert.deepEqual(send(1), { kind: 'posted', vector: 0x31, isNotified: true });
 });
 

@@ -13,11 +13,15 @@ import {
   decodeRemapped,
   decodeSource,
   type EntryWords,
+  FORMAT,
+  type InterruptSource,
   IRTE_SIZE,
   isPosted,
   isPresent,
   isSourceValid,
+  messageIndex,
   reservedBits,
+  SUBHANDLE_VALID,
 } from './interrupt-entry.ts';
 import { type DescriptorMemory, PostedDescriptor } from './posted-interrupt.ts';
 
@@ -82,6 +86,16 @@ const traceFault = new Tracepoint<{ rid: number; index: number; reason: number; 
   'iommu:irq_remap_fault',
 );
 
+/** An entry that was read, with all that follows from its words alone: an interrupt looks at nothing else. */
+interface Cached {
+  readonly words: EntryWords;
+  readonly source: InterruptSource;
+  readonly delivered: { readonly kind: 'delivered'; readonly message: InterruptMessage } | undefined;
+  readonly posted:
+    | { readonly vector: number; readonly isUrgent: boolean; readonly descriptor: PostedDescriptor }
+    | undefined;
+}
+
 export class InterruptRemapping {
   readonly tablePage: number;
   readonly entries: number;
@@ -90,7 +104,7 @@ export class InterruptRemapping {
   allowsCompatibility: boolean;
   readonly #options: RemappingOptions;
   /** The interrupt entry cache. */
-  readonly #cache = new Map<number, EntryWords>();
+  readonly #cache = new Map<number, Cached>();
 
   constructor(options: RemappingOptions) {
     this.#options = options;
@@ -122,7 +136,7 @@ export class InterruptRemapping {
   explain(rid: number, address: number, data: number): { index: number; words: EntryWords | undefined; why: string } {
     const { isRemappable, index } = decodeMessage(address, data);
     if (!isRemappable) return { index: -1, words: undefined, why: 'compatibility format' };
-    const words = index < this.entries ? (this.#cache.get(index) ?? this.#read(index)) : undefined;
+    const words = index < this.entries ? (this.#cache.get(index)?.words ?? this.#read(index)) : undefined;
     const refused = this.#refusal(rid, index, words);
     return { index, words, why: refused === undefined ? '' : `${names[refused.reason]}: ${refused.detail}` };
   }
@@ -143,23 +157,37 @@ export class InterruptRemapping {
   }
 
   #route(rid: number, address: number, data: number): InterruptOutcome {
-    const fields = decodeMessage(address, data);
-    if (!fields.isRemappable) return this.#compatibility(rid, address, data);
-    const { index, hasSubhandle } = fields;
-    if (hasSubhandle && data > 0xffff) {
+    if ((address & FORMAT) === 0) return this.#compatibility(rid, address, data);
+    if ((address & SUBHANDLE_VALID) !== 0 && data > 0xffff) {
       return this.#blocked(rid, -1, InterruptFault.REQUEST_RESERVED, `data 0x${data.toString(16)} is no subhandle`);
     }
-    let words = this.#cache.get(index);
-    const isCached = words !== undefined;
-    words ??= index < this.entries ? this.#read(index) : undefined;
+    const index = messageIndex(address, data);
+    const cached = this.#cache.get(index);
+    if (cached !== undefined && isSourceValid(cached.source, rid)) return this.#use(rid, index, cached);
+    const words = cached?.words ?? (index < this.entries ? this.#read(index) : undefined);
     const refused = this.#refusal(rid, index, words);
-    if (words !== undefined && isPresent(words) && !isCached && refused?.reason !== InterruptFault.ENTRY_RESERVED) {
-      this.#cache.set(index, words);
+    if (words === undefined || refused?.reason === InterruptFault.ENTRY_NOT_PRESENT) {
+      return this.#blocked(rid, index, refused!.reason, refused!.detail, words !== undefined && areFaultsOff(words));
     }
-    if (refused !== undefined) {
-      return this.#blocked(rid, index, refused.reason, refused.detail, words !== undefined && areFaultsOff(words));
+    if (refused?.reason === InterruptFault.ENTRY_RESERVED) {
+      return this.#blocked(rid, index, refused.reason, refused.detail, areFaultsOff(words));
     }
-    return isPosted(words!) ? this.#post(rid, index, words!) : this.#deliver(words!);
+    const known = cached ?? this.#decode(words);
+    if (cached === undefined) this.#cache.set(index, known);
+    if (refused !== undefined) return this.#blocked(rid, index, refused.reason, refused.detail, areFaultsOff(words));
+    return this.#use(rid, index, known);
+  }
+
+  #decode(words: EntryWords): Cached {
+    const source = decodeSource(words);
+    if (!isPosted(words)) return { words, source, delivered: this.#delivery(words), posted: undefined };
+    const { vector, descriptor, isUrgent } = decodePosted(words);
+    const target = new PostedDescriptor(this.#options.memory, descriptor);
+    return { words, source, delivered: undefined, posted: { vector, isUrgent: isUrgent === true, descriptor: target } };
+  }
+
+  #use(rid: number, index: number, cached: Cached): InterruptOutcome {
+    return cached.delivered ?? this.#post(rid, index, cached);
   }
 
   /** The checks, in the order of the specification. */
@@ -188,7 +216,7 @@ export class InterruptRemapping {
     return undefined;
   }
 
-  #deliver(words: EntryWords): InterruptOutcome {
+  #delivery(words: EntryWords): { readonly kind: 'delivered'; readonly message: InterruptMessage } {
     const { vector, destination, isLogical, isLevel, deliveryMode } = decodeRemapped(words);
     return {
       kind: 'delivered',
@@ -202,11 +230,11 @@ export class InterruptRemapping {
     };
   }
 
-  #post(rid: number, index: number, words: EntryWords): InterruptOutcome {
-    const { vector, descriptor, isUrgent } = decodePosted(words);
-    const notification = new PostedDescriptor(this.#options.memory, descriptor).post(vector, isUrgent);
+  #post(rid: number, index: number, { words, posted }: Cached): InterruptOutcome {
+    const { vector, descriptor, isUrgent } = posted!;
+    const notification = descriptor.post(vector, isUrgent);
     if (notification === 'no memory') {
-      const detail = `no memory at the descriptor 0x${descriptor.toString(16)}`;
+      const detail = `no memory at the descriptor 0x${descriptor.address.toString(16)}`;
       return this.#blocked(rid, index, InterruptFault.TABLE_ACCESS, detail, areFaultsOff(words));
     }
     if (notification !== undefined) {

@@ -32,6 +32,8 @@ export class PostedDescriptor {
   readonly #offset: number;
   readonly #byte = new Uint8Array(1);
   readonly #word = new Uint8Array(4);
+  /** For `post`, which is called for each interrupt. */
+  readonly #all = new Uint8Array(DESCRIPTOR_SIZE);
 
   constructor(memory: DescriptorMemory, address: bigint) {
     if (address % BigInt(DESCRIPTOR_SIZE) !== 0n) {
@@ -92,15 +94,19 @@ export class PostedDescriptor {
     return pir.every((byte) => byte === 0);
   }
 
-  /** Takes all posted vectors out of PIR, lowest first. */
-  harvest(): number[] {
-    const pir = new Uint8Array(CONTROL);
-    this.#memory.read(this.#page, this.#offset, pir);
-    this.#memory.write(this.#page, this.#offset, new Uint8Array(CONTROL));
+  /** What a processor does at a notification: ON off, all posted vectors out of PIR, lowest first. */
+  take(): number[] {
+    const all = this.#all;
     const vectors: number[] = [];
-    pir.forEach((byte, i) => {
+    if (!this.#memory.read(this.#page, this.#offset, all)) return vectors;
+    for (let i = 0; i < CONTROL; i++) {
+      const byte = all[i]!;
+      if (byte === 0) continue;
       for (let bit = 0; bit < 8; bit++) if ((byte & (1 << bit)) !== 0) vectors.push(8 * i + bit);
-    });
+      all[i] = 0;
+    }
+    all[CONTROL] = all[CONTROL]! & ~ON;
+    this.#memory.write(this.#page, this.#offset, all);
     return vectors;
   }
 
@@ -109,7 +115,7 @@ export class PostedDescriptor {
    * `no memory`: nothing answers at the descriptor's address.
    */
   post(vector: number, isUrgent = false): Notification | 'no memory' | undefined {
-    const all = new Uint8Array(DESCRIPTOR_SIZE);
+    const all = this.#all;
     if (!this.#memory.read(this.#page, this.#offset, all)) return 'no memory';
     all[vector >> 3]! |= 1 << (vector & 7);
     const control = all[CONTROL]!;

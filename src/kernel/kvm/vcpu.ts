@@ -162,8 +162,7 @@ export class Vcpu {
 
   /** What a processor in guest mode does at a notification, without any exit: ON off, PIR into vIRR, delivery. */
   takePosted(): void {
-    this.descriptor.on = false;
-    for (const vector of this.descriptor.harvest()) this.#irr.add(vector);
+    for (const vector of this.descriptor.take()) this.#irr.add(vector);
     this.#deliver();
   }
 
@@ -250,7 +249,8 @@ export class Vcpu {
 
   #deliver(): void {
     if (this.state !== 'running' || this.#areInterruptsOff) return;
-    for (let vector = this.pending[0]; vector !== undefined; vector = this.pending[0]) {
+    while (this.#irr.size > 0) {
+      const vector = Math.max(...this.#irr);
       this.#irr.delete(vector);
       this.taken.push(vector);
       this.onInterrupt?.(vector);
