@@ -19,9 +19,10 @@ import {
   statusWith,
   textFile,
 } from '../../sys/index.ts';
-import { ioctlName } from './call-names.ts';
+import { callRecord } from './call-record.ts';
 import { type FetchedDescriptors, NeedDescriptor } from './descriptors.ts';
 import type { Handle, Handles } from './handles.ts';
+import { LongTransfers } from './long-transfers.ts';
 import type { Program } from './processes.ts';
 import {
   DESCRIPTOR_IS_RESULT,
@@ -49,11 +50,10 @@ import {
   PASS,
   REPLY_HEADER,
   REQUEST_HEADER,
+  wide,
 } from './protocol.ts';
 import type { CallRecord } from './reporter.ts';
 
-const CHUNK = 2 ** 20;
-const TASK_END = 2 ** 47;
 const STATUS = /^\/proc\/(\d+)\/status$/;
 
 export type Outcome = 'answered' | 'asked' | 'waiting' | 'broken';
@@ -90,7 +90,7 @@ export class CallDoor {
   /** Views of the reply's payload for reads of the usual sizes. */
   readonly #small: Uint8Array[];
   readonly #smallIn: Uint8Array[];
-  #chunk: Uint8Array | undefined;
+  readonly #long = new LongTransfers();
   // The answer under way.
   #fdoff = NO_DESCRIPTOR;
   #flags = 0;
@@ -275,36 +275,9 @@ export class CallDoor {
       const into = count <= LONGEST_TRAP ? this.#small[count]! : this.gathered.subarray(0, count);
       done = file.read(program.process, into, offset);
       this.#length = done;
-    } else done = this.#readLong(program, file, offset, count, wide(q[8]!, q[9]!));
+    } else done = this.#long.read(program, file, offset, count, wide(q[8]!, q[9]!));
     if (!isPositioned) file.position = offset + done;
     return done;
-  }
-
-  #readLong(program: Program, file: File, offset: number, count: number, address: number): number {
-    this.#chunk ??= new Uint8Array(CHUNK);
-    let done = 0;
-    while (done < count) {
-      const part = this.#chunk.subarray(0, Math.min(count - done, CHUNK));
-      const n = this.#partOf(done, () => file.read(program.process, part, offset + done));
-      if (n <= 0) break;
-      if (!(address + done < TASK_END && program.memory.write(address + done, part.subarray(0, n)))) {
-        if (done > 0) break;
-        throw new Errno('EFAULT', `${n} bytes at 0x${address.toString(16)} cannot be written`);
-      }
-      done += n;
-      if (n < part.length) break;
-    }
-    return done;
-  }
-
-  /** The result of a part of a long transfer; after the first part an error only ends it. */
-  #partOf(done: number, part: () => number): number {
-    try {
-      return part();
-    } catch (error) {
-      if (done > 0 && error instanceof Errno) return 0;
-      throw error;
-    }
   }
 
   #pwrite(program: Program, payload: number): number {
@@ -317,25 +290,8 @@ export class CallDoor {
     if (count === payload) {
       const from = count <= LONGEST_TRAP ? this.#smallIn[count]! : this.arrived.subarray(0, count);
       done = file.write(program.process, from, offset);
-    } else done = this.#writeLong(program, file, offset, count, wide(q[8]!, q[9]!));
+    } else done = this.#long.write(program, file, offset, count, wide(q[8]!, q[9]!));
     if (!isPositioned) file.position = offset + done;
-    return done;
-  }
-
-  #writeLong(program: Program, file: File, offset: number, count: number, address: number): number {
-    this.#chunk ??= new Uint8Array(CHUNK);
-    let done = 0;
-    while (done < count) {
-      const part = this.#chunk.subarray(0, Math.min(count - done, CHUNK));
-      if (!(address + done < TASK_END && program.memory.read(address + done, part))) {
-        if (done > 0) break;
-        throw new Errno('EFAULT', `${part.length} bytes at 0x${address.toString(16)} cannot be read`);
-      }
-      const n = this.#partOf(done, () => file.write(program.process, part, offset + done));
-      if (n <= 0) break;
-      done += n;
-      if (n < part.length) break;
-    }
     return done;
   }
 
@@ -471,46 +427,8 @@ export class CallDoor {
   }
 
   #describe(program: Program, result: number): CallRecord {
-    const q = this.#q;
-    const handle = this.#handles.get(wide(q[2]!, q[3]!));
-    const file = handle?.file.path ?? '';
-    const at = (word: number): string => `0x${wide(q[word]!, q[word + 1]!).toString(16)}`;
-    const common = { program: program.process.name, pid: program.pid, result, why: this.#why };
-    switch (q[0]) {
-      case OP_IOCTL:
-        return { ...common, call: 'ioctl', file, details: `${ioctlName(handle?.file.kind ?? '', q[4]!)}, ${at(6)}` };
-      case OP_PREAD:
-      case OP_PWRITE:
-        return {
-          ...common,
-          call: q[0] === OP_PREAD ? 'pread' : 'pwrite',
-          file,
-          details: `${at(6)} bytes at ${q[4] === 0xffff_ffff && q[5] === 0xffff_ffff ? 'its position' : at(4)}`,
-        };
-      case OP_TRAP_READ:
-      case OP_TRAP_WRITE:
-        return {
-          ...common,
-          call: q[0] === OP_TRAP_READ ? 'load' : 'store',
-          file,
-          details: `${q[6]} bytes at ${at(4)}`,
-        };
-      case OP_MMAP:
-        return { ...common, call: 'mmap', file, details: `${at(4)} bytes at ${at(10)}` };
-      case OP_OPEN:
-        return { ...common, call: 'open', file: this.#path(LONGEST_PAYLOAD), details: `flags 0x${q[4]!.toString(16)}` };
-      case OP_ACCESS:
-        return { ...common, call: 'access', file: this.#path(LONGEST_PAYLOAD), details: `mode ${q[4]}` };
-      case OP_STAT:
-        return {
-          ...common,
-          call: 'stat',
-          file: handle === undefined ? this.#path(LONGEST_PAYLOAD) : file,
-          details: '',
-        };
-      default:
-        return { ...common, call: q[0] === OP_NAME ? 'readlink' : `operation ${q[0]}`, file, details: '' };
-    }
+    const handle = this.#handles.get(wide(this.#q[2]!, this.#q[3]!));
+    return callRecord(this.#q, handle?.file, () => this.#path(LONGEST_PAYLOAD), program, result, this.#why);
   }
 }
 
@@ -519,8 +437,3 @@ const anonymous: NodeStat = { mode: 0o600, uid: 0, gid: 0, major: 0, minor: 0, n
 const liveFile: NodeStat = { ...anonymous, mode: 0o100644, size: 4096 };
 
 const unknownHandle = new Errno('EBADF', 'the box has no such handle');
-
-/** A 64-bit value as a number; above 2^53 inexact, which is as good as too large everywhere. */
-function wide(low: number, high: number): number {
-  return high === 0 ? low : low + high * 0x1_0000_0000;
-}

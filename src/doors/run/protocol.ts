@@ -38,3 +38,8 @@ export const LONGEST_TRAP = 64;
 
 /** Open flags. */
 export const O_CLOEXEC = 0o2000000;
+
+/** A 64-bit field as a number; above 2^53 inexact, which is as good as too large everywhere. */
+export function wide(low: number, high: number): number {
+  return high === 0 ? low : low + high * 0x1_0000_0000;
+}
