@@ -2,7 +2,7 @@
 # selftests.sh : the VFIO and iommufd selftests of Linux 7.2, built as dynamic programs from Debian's linux-source-7.2.
 #
 #   CACHE/selftests/vfio/vfio_*_test
-#   CACHE/selftests/iommu/iommufd{,_fail_nth}
+#   CACHE/selftests/iommu/iommufd{,_fail_nth} and iommufd_test.h
 #
 # No root; needs gcc and make. About 165 MB are fetched, 5 MB stay. The programs are the kernel's (GPL-2.0): built here, never kept in the tree.
 set -eu
@@ -59,6 +59,7 @@ build iommu LDFLAGS="$link"
 for program in vfio/vfio_pci_device_test vfio/vfio_iommufd_setup_test vfio/vfio_dma_mapping_test iommu/iommufd; do
   [ -x "$new/$program" ] || die "the build made no $program (log: $log)"
 done
+cp "$source/drivers/iommu/iommufd/iommufd_test.h" "$new/iommu/"
 rm -rf "$source" "$new/vfio/libvfio"
 find "$new/vfio" "$new/iommu" -name '*.[od]' -delete
 finish
