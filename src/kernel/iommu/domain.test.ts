@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { TablePool } from '../../hw/iommu/table-pool.ts';
-import { IommuUnit } from '../../hw/iommu/unit.ts';
+import { IommuUnit, type IommuUnitOptions } from '../../hw/iommu/unit.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { failAt } from '../../lib/failpoint.ts';
 import { subscribe, type TraceFields } from '../../lib/tracepoint.ts';
@@ -12,8 +12,13 @@ import { endpoint, IommuMachine, refuses } from './test-machine.ts';
 
 const READ_WRITE = IOMMU_READ | IOMMU_WRITE;
 
-function attached(): { machine: IommuMachine; fn: PciFunction; group: IommuGroup; domain: Domain } {
-  const machine = new IommuMachine();
+function attached(unit: IommuUnitOptions = {}): {
+  machine: IommuMachine;
+  fn: PciFunction;
+  group: IommuGroup;
+  domain: Domain;
+} {
+  const machine = new IommuMachine({ units: [unit] });
   const fn = machine.add(endpoint(), '3.0');
   machine.boot();
   const group = machine.core.groupOf(fn)!;
@@ -194,9 +199,16 @@ test('I-82: after unmap no DMA hits the old page, whatever was cached: any seque
     target: fc.oneof(fc.nat(300), fc.constantFrom(0, 512)),
     prot: fc.constantFrom(1, 2, 3),
   });
+  const kindsOfUnits: IommuUnitOptions[] = [
+    {},
+    { staleness: 'never' },
+    { staleness: { seed: 7 } },
+    { preset: 'nested-sm' },
+    { preset: 'nested-sm', staleness: { seed: 9 } },
+  ];
   fc.assert(
-    fc.property(fc.array(action, { maxLength: 40 }), (actions) => {
-      const { machine, fn, group, domain } = attached();
+    fc.property(fc.array(action, { maxLength: 40 }), fc.constantFrom(...kindsOfUnits), (actions, unit) => {
+      const { machine, fn, group, domain } = attached(unit);
       const other = machine.core.allocateDomain(machine.unit, 'unmanaged');
       const worlds = [
         { domain, pages: new Map<number, { physical: number; prot: number }>() },
@@ -227,7 +239,7 @@ test('I-82: after unmap no DMA hits the old page, whatever was cached: any seque
         }
       }
     }),
-    { numRuns: 60 },
+    { numRuns: 100 },
   );
 });
 
