@@ -3,10 +3,11 @@
  * that need a reset or MSI-X, which edu has not, and those that need hugepages where there are none.
  */
 import assert from 'node:assert/strict';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { EDU, HOST, TESTDEV, TESTDEV_HOST } from '../e2e/machine.ts';
-import { needs, provided, runInBox } from '../support/box.ts';
+import { needs, provided, runInBox, scratch, tree } from '../support/box.ts';
 
 needs('selftests');
 
@@ -92,4 +93,26 @@ test('kernel selftest vfio_pci_sriov_uapi_test on a function without virtual one
   if (folder === undefined) return;
   const outcome = await runInBox([join(folder, 'vfio/vfio_pci_sriov_uapi_test'), EDU], { host: HOST, timeout: 30_000 });
   assert.match(outcome.stdout, /1\.\.0 # SKIP/, outcome.story);
+});
+
+test('kernel selftests vfio_dma_mapping_test and vfio_pci_device_init_perf_test where an iommufd answers on /dev/vfio/vfio', {
+  timeout: 120_000,
+}, async (t) => {
+  const folder = provided(t, 'selftests');
+  if (folder === undefined) return;
+  const host = join(scratch(t), 'compat.json');
+  const { $schema: _, ...machine } = JSON.parse(readFileSync(join(tree, 'hosts/default.json'), 'utf8')) as object & {
+    $schema?: string;
+  };
+  writeFileSync(host, JSON.stringify({ ...machine, name: 'compat', iommufd: { container: 'iommufd' } }));
+  for (const [program, tests] of [
+    ['vfio_dma_mapping_test', 30],
+    ['vfio_pci_device_init_perf_test', 5],
+  ] as const) {
+    const outcome = await runInBox([join(folder, 'vfio', program), EDU], { host, timeout: 60_000 });
+    const seen = results(outcome.stdout);
+    assert.equal(seen.length, tests, outcome.story);
+    const odd = seen.filter(({ name, result }) => result === 'fail' || (result === 'skip' && !/hugetlb/.test(name)));
+    assert.deepEqual(odd, [], outcome.story);
+  }
 });
