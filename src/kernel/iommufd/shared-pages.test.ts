@@ -75,7 +75,7 @@ test('an area of private and shared memory side by side', () => {
   p.mapFile(ioas, 0x30_0000n, p.task.open(file).descriptor, 0n, BigInt(LENGTH));
   assert.equal(domain.physicalOf(0x104), domain.physicalOf(0x300));
   assert.equal(domain.physicalOf(0x107), domain.physicalOf(0x303));
-  assert.notEqual(domain.physicalOf(0x108), undefined);
+  assert.ok(domain.physicalOf(0x108) > 0);
   device.detach();
   device.unbind();
   p.end();
