@@ -327,7 +327,7 @@ test('G-12 G-31 G-32: numbers as pinned; GET_DEVICE_FD of a group that is not vi
 test('G-41 G-42: a card that is plugged into a used group is bound by its claim, sees the maps, and is usable', () => {
   const { box, user, group, iommu } = opened();
   const vaddr = user.map(iommu, 0x4000n);
-  const fn = box.machine.plug({ at: '06:0d.2', model: 'edu', options: { flr: true } });
+  const fn = box.machine.hotplug.plug({ at: '06:0d.2', model: 'edu', options: { flr: true } });
   assert.equal(box.machine.drivers.driverOf(fn), 'vfio');
   assert.equal(user.info(group), VIABLE | 2);
   assert.equal(
@@ -357,7 +357,7 @@ test('G-44 G-45 G-46: a card in use is unplugged silently after the last close; 
   VfioPciDevice.prototype.request = () => void asked++;
   try {
     let gone = 0;
-    box.machine.unplug(box.fn(ONE), 'ask', () => gone++);
+    box.machine.hotplug.unplug(box.fn(ONE), 'ask', () => gone++);
     box.clock.advance(60e9);
     assert.equal(asked, 0, 'nobody is asked to let go');
     assert.ok(box.machine.tree.readlink(link) !== undefined);
@@ -375,7 +375,7 @@ test('G-44 G-45 G-46: a card in use is unplugged silently after the last close; 
 
 test('a card that is pulled while it is in use is gone from its group when the program lets go', () => {
   const { box, user, group, device } = opened();
-  box.machine.unplug(box.fn(ZERO), 'pull');
+  box.machine.hotplug.unplug(box.fn(ZERO), 'pull');
   assert.equal(user.read(device, 0), 0xffff_ffff, 'nobody answers');
   assert.equal(user.info(group), VIABLE | 2);
   user.exit();

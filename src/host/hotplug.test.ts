@@ -36,7 +36,7 @@ test('a function that is plugged in gets its group, its folder, its driver and i
   const host = new TestHost(board);
   const { machine } = host;
   const before = machine.iommu.groups().length;
-  const fn = machine.plug({ at: '01:00.0', model: 'testdev', driver: 'vfio-pci' });
+  const fn = machine.hotplug.plug({ at: '01:00.0', model: 'testdev', driver: 'vfio-pci' });
   assert.equal(fn.name, '0000:01:00.0');
   assert.equal(machine.iommu.groups().length, before + 1);
   const id = host.groupId(fn.name);
@@ -49,7 +49,7 @@ test('a function that is plugged in gets its group, its folder, its driver and i
   const held = host.hold(fn.name);
   held.task.exit();
   let done = false;
-  machine.unplug(fn, 'ask', () => {
+  machine.hotplug.unplug(fn, 'ask', () => {
     done = true;
   });
   assert.equal(done, true);
@@ -76,7 +76,7 @@ test('plug says what is wrong: no bus, a slot that is taken, no model, no driver
     [{ at: '00:05.0', model: 'edu', options: { bad: 1 } }, /bad/],
   ] as const) {
     assert.throws(
-      () => machine.plug(config),
+      () => machine.hotplug.plug(config),
       (error) => error instanceof HostFileError && message.test(error.message),
     );
   }
@@ -127,7 +127,7 @@ test('G-46: a device in use that is asked to go goes with the last close; its sl
   const { task, file } = host.hold(EDU);
   const eventfd = watchRequests(task, file);
   let done = false;
-  machine.unplug(host.fn(EDU), 'ask', () => {
+  machine.hotplug.unplug(host.fn(EDU), 'ask', () => {
     done = true;
   });
   assert.equal(done, false);
@@ -138,7 +138,7 @@ test('G-46: a device in use that is asked to go goes with the last close; its sl
   task.exit();
   assert.equal(done, true);
   assert.equal(machine.pci.find(EDU), undefined);
-  assert.equal(machine.plug({ at: '00:04.0', model: 'edu' }).name, EDU);
+  assert.equal(machine.hotplug.plug({ at: '00:04.0', model: 'edu' }).name, EDU);
 });
 
 test('a card that is pulled out: its user reads all ones and gets EIO, the slot is taken until he closes', () => {
@@ -146,15 +146,15 @@ test('a card that is pulled out: its user reads all ones and gets EIO, the slot 
   const { machine } = host;
   const { task, file } = host.hold(EDU);
   const eventfd = watchRequests(task, file);
-  machine.unplug(host.fn(EDU), 'pull');
+  machine.hotplug.unplug(host.fn(EDU), 'pull');
   assert.equal(machine.pci.find(EDU), undefined);
   assert.equal(eventfd.take(), 1);
   const bytes = new Uint8Array(4);
   file.read(task, bytes, 7 * 2 ** 40 + 8);
   assert.deepEqual([...bytes], [0xff, 0xff, 0xff, 0xff]);
-  assert.throws(() => machine.plug({ at: '00:04.0', model: 'edu' }), /still holds/);
+  assert.throws(() => machine.hotplug.plug({ at: '00:04.0', model: 'edu' }), /still holds/);
   task.exit();
-  assert.equal(machine.plug({ at: '00:04.0', model: 'edu', driver: 'vfio-pci' }).name, EDU);
+  assert.equal(machine.hotplug.plug({ at: '00:04.0', model: 'edu', driver: 'vfio-pci' }).name, EDU);
   host.hold(EDU).task.exit();
   assert.deepEqual(machine.invariants(), { pins: 0, maps: 0, objects: 0, files: 0, blocks: 0 });
 });
@@ -200,7 +200,7 @@ test('G-53: a function that is plugged into a group which a user holds gets no h
   const host = new TestHost([...board, { at: '02:01.0', model: 'edu', driver: 'vfio-pci' }]);
   const { machine } = host;
   const { task } = host.hold('0000:02:01.0');
-  const fn = machine.plug({ at: '02:02.0', model: 'serial' });
+  const fn = machine.hotplug.plug({ at: '02:02.0', model: 'serial' });
   assert.equal(host.groupId(fn.name), host.groupId('0000:02:01.0'));
   assert.equal(machine.drivers.driverOf(fn), undefined);
   assert.equal(host.write(`${DRIVERS}/serial/bind`, fn.name), 'EBUSY');
@@ -220,7 +220,7 @@ test('G-54: the last member goes while the file of its group is open: ioctls say
   const group = host.open(task, `/dev/vfio/${host.groupId(EDU)}`);
   const container = host.open(task, '/dev/vfio/vfio');
   task.ioctl(group.file, uapi.VFIO_GROUP_SET_CONTAINER, s32(container.descriptor));
-  machine.unplug(host.fn(EDU), 'ask');
+  machine.hotplug.unplug(host.fn(EDU), 'ask');
   assert.equal(machine.pci.find(EDU), undefined, 'an open group holds no device');
   for (const [request, argument] of [
     [uapi.VFIO_GROUP_GET_STATUS, s32(8, 0)],
@@ -251,12 +251,12 @@ test('T-21: what was mapped for a function that is gone is not reached by anothe
   first.config.write(4, 2, 6);
   assert.equal(first.dma.write(0x10_0000n, Uint8Array.of(1, 2, 3, 4)), undefined);
   const { requesterId } = first;
-  machine.unplug(first, 'pull');
+  machine.hotplug.unplug(first, 'pull');
   assert.notEqual(first.dma.write(0x10_0000n, Uint8Array.of(9)), undefined, 'a card that is out does no DMA');
   // Its user still holds the mapping; a card that came into the slot would have the same requester.
-  assert.throws(() => machine.plug({ at: '01:00.0', model: 'testdev' }), /still holds/);
+  assert.throws(() => machine.hotplug.plug({ at: '01:00.0', model: 'testdev' }), /still holds/);
   task.exit();
-  const second = machine.plug({ at: '01:00.0', model: 'testdev' });
+  const second = machine.hotplug.plug({ at: '01:00.0', model: 'testdev' });
   assert.equal(second.requesterId, requesterId);
   second.config.write(4, 2, 6);
   assert.notEqual(second.dma.write(0x10_0000n, Uint8Array.of(5, 6, 7, 8)), undefined);

@@ -3,9 +3,6 @@
  * them. Everything here is wiring; what the parts do is theirs.
  */
 
-import { type UnitPresetName, unitPresets } from '../hw/iommu/registers.ts';
-import { TablePool } from '../hw/iommu/table-pool.ts';
-import { IommuUnit } from '../hw/iommu/unit.ts';
 import { PhysicalMemory } from '../hw/memory/physical-memory.ts';
 import { noUpstream } from '../hw/pci/dma.ts';
 import type { PciFunction } from '../hw/pci/function.ts';
@@ -24,12 +21,13 @@ import { Api2011 } from './api-2011.ts';
 import { AttributeFile } from './attribute-file.ts';
 import { Counters, type Invariants } from './counters.ts';
 import { DemandUpstream } from './demand-upstream.ts';
-import { Drivers, waitFor } from './drivers.ts';
-import { type FunctionConfig, fullAddress, type HostConfig, HostFileError, parseFunction } from './host-file.ts';
+import { Drivers } from './drivers.ts';
+import type { HostConfig } from './host-file.ts';
+import { Hotplug } from './hotplug.ts';
 import { Interrupts } from './interrupts.ts';
 import { DeviceNodes, KVM_MINOR, MISC_MAJOR, type NodeStat, WALKER_MAJOR } from './nodes.ts';
 import { MAY_READ, MAY_WRITE, permit } from './permissions.ts';
-import { parseAddress, placeFunction, placeFunctions } from './place-functions.ts';
+import { placeFunctions } from './place-functions.ts';
 import type { Platform } from './platform.ts';
 import { type DescriptorSource, Process, type ProcessIdentity, type ProcessRights } from './process.ts';
 import { SharedAddressing } from './shared-addressing.ts';
@@ -38,6 +36,7 @@ import { IommuSysfs } from './sysfs/iommu.ts';
 import { PciSysfs } from './sysfs/pci.ts';
 import { SysfsTree } from './sysfs/tree.ts';
 import { VfioSysfs } from './sysfs/vfio.ts';
+import { makeUnits } from './units.ts';
 import { VfioNodes } from './vfio-nodes.ts';
 
 type Opener = (caller: Process) => File;
@@ -69,8 +68,7 @@ export class Machine {
   #walkers = 0;
   readonly #nodes: DeviceNodes<Opener>;
   readonly #platform: Platform;
-  /** Functions that somebody described, at the start or later: without those that others made. */
-  readonly described: Map<PciFunction, FunctionConfig>;
+  readonly hotplug: Hotplug;
 
   /** HostFileError: the description cannot be built. */
   constructor(config: HostConfig, platform: Platform) {
@@ -95,7 +93,6 @@ export class Machine {
       },
     });
     const placed = placeFunctions(config, this.pci, platform);
-    this.described = new Map([...placed].filter(([fn]) => !fn.isVirtfn));
     this.iommu.reserveIds([...placed.values()].flatMap(({ group }) => (group === undefined ? [] : [group])));
 
     this.vfio = new VfioCore({
@@ -198,77 +195,10 @@ export class Machine {
     this.drivers.bindAtStart(placed, config.bindOrder ?? []);
     this.api2011?.checkGroups(this.iommu.groups().map((group) => group.id));
     this.drivers.core.watch();
-    this.pci.watch({ removed: (fn) => this.described.delete(fn) });
+    this.hotplug = new Hotplug(this.pci, this.drivers, platform, placed);
   }
 
   // ---- while it runs ----
-
-  /**
-   * Puts a function into a slot of the running machine, as an entry of a host file describes it. HostFileError: it cannot be made, its
-   * bus does not exist, the slot is taken, or a program still holds what was there before.
-   */
-  plug(config: FunctionConfig): PciFunction {
-    const { segment, bus: number } = parseAddress(config.at);
-    const bus = this.pci.findBus(segment, number);
-    if (bus === undefined) throw new HostFileError(`the machine has no bus ${fullAddress(config.at).slice(0, 7)}`);
-    const { core, bus: drivers } = this.drivers;
-    const { driver, group } = config;
-    if (driver !== undefined && driver !== null && !drivers.drivers().includes(driver)) {
-      throw new HostFileError(`there is no driver '${driver}'; there are ${drivers.drivers().join(', ')}`);
-    }
-    try {
-      core.checkFree(fullAddress(config.at));
-      const fn = core.expect({ group, override: driver ?? undefined }, () =>
-        placeFunction(config, 'the new function', bus, this.#platform),
-      );
-      this.described.set(fn, config);
-      return fn;
-    } catch (error) {
-      if (error instanceof Errno) throw new HostFileError(error.why);
-      throw error;
-    }
-  }
-
-  /** An entry as `plug` takes it, from data. HostFileError: where it is wrong. */
-  functionEntry(data: unknown): FunctionConfig {
-    return parseFunction(data, 'the new function');
-  }
-
-  /** `unplug` that its caller has to wait for: Blocked, while programs hold the function. */
-  takeOut(fn: PciFunction, how: 'ask' | 'pull'): void {
-    waitFor(0, `a program holds ${fn.name}, or something behind it`, (done) => this.unplug(fn, how, done));
-  }
-
-  /**
-   * Gives a function to a driver, also one that has no id for it; whatever driver has it lets go first. ENODEV: there is no such
-   * driver, or it does not take the function. Blocked: a program holds the function.
-   */
-  giveTo(fn: PciFunction, driver: string): void {
-    const { bus } = this.drivers;
-    if (!bus.drivers().includes(driver)) {
-      throw new Errno('ENODEV', `there is no driver '${driver}'; there are ${bus.drivers().join(', ')}`);
-    }
-    if (bus.driverOf(fn) === driver && !bus.isLeaving(fn)) return;
-    bus.setOverride(fn, driver);
-    waitFor(
-      0,
-      `a program holds ${fn.name}`,
-      (done) => bus.release(fn, done),
-      () => bus.bind(driver, fn.name),
-    );
-  }
-
-  /**
-   * Takes a function and what is behind it out of the running machine. `ask`: the kernel lets go first, which may have to wait for
-   * programs; `done` is then called later. `pull`: the card is gone at once, and programs that hold it find that out.
-   */
-  unplug(fn: PciFunction, how: 'ask' | 'pull', done: () => void = () => {}): void {
-    if (how === 'ask') this.drivers.core.unplug(fn, done);
-    else {
-      this.pci.remove(fn);
-      done();
-    }
-  }
 
   #makeKvm({ options }: HostConfig): KvmHost | undefined {
     const { kvm } = options ?? {};
@@ -391,25 +321,4 @@ export class Machine {
 /** Whether the machine has a /dev/kvm of its own. */
 function hasKvm({ options }: HostConfig): boolean {
   return options?.kvm !== undefined && options.kvm !== false;
-}
-
-/** The units of a host file and who serves which function. */
-function makeUnits(
-  config: HostConfig,
-  memory: PhysicalMemory,
-): { all: IommuUnit[]; of(fn: PciFunction): IommuUnit | undefined } {
-  const tables = new TablePool();
-  const scopes = new Map<string, IommuUnit>();
-  let rest: IommuUnit | undefined;
-  const all = config.iommu.units.map(({ name, preset, functions, staleness = 'always' }, i) => {
-    if (!(preset in unitPresets)) {
-      const known = Object.keys(unitPresets).join(', ');
-      throw new HostFileError(`at iommu.units[${i}].preset: there is no '${preset}'; there are ${known}`);
-    }
-    const unit = new IommuUnit(name, { preset: preset as UnitPresetName, tables, memory, staleness });
-    if (functions === undefined) rest ??= unit;
-    else for (const at of functions) scopes.set(at.length === 7 ? `0000:${at}` : at, unit);
-    return unit;
-  });
-  return { all, of: (fn) => scopes.get(fn.name) ?? rest };
 }

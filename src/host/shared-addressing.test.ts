@@ -43,7 +43,7 @@ test('the card is pulled, or its driver taken away, while it is at work: nothing
     assert.equal(machine.counters.sharedNow().bonds, 1);
     const fn = host.fn(AT);
     if (how === 'unbind') machine.drivers.unbind('pasid-walker', AT, 0);
-    else machine.unplug(fn, how);
+    else machine.hotplug.unplug(fn, how);
     assert.deepEqual(machine.counters.sharedNow(), { bonds: 0, faults: 0 });
     assert.equal(machine.open(task as never, NODE, 2), undefined);
     assert.throws(() => call(uapi.PASID_WALKER_BIND, uapi.pasid_walker_bind.write({ argsz: 8, pasid: 0 })), {

@@ -193,7 +193,7 @@ test('virtual functions that were made or taken away while the physical one was 
 
 test('a virtual function that would stand where something else is: EBUSY, and none is made', () => {
   const host = new TestHost('sriov');
-  host.machine.plug({ at: '01:01.1', model: 'edu' });
+  host.machine.hotplug.plug({ at: '01:01.1', model: 'edu' });
   assert.equal(host.write(NUMVFS, '1'), 2);
   assert.equal(host.write(NUMVFS, '0'), 2);
   assert.equal(host.write(NUMVFS, '2'), 'EBUSY');

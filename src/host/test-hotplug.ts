@@ -95,7 +95,11 @@ class Life {
       [2, `remove ${name}`, () => this.#write(`${PCI}/devices/${name}/remove`, '1')],
       [3, 'rescan', () => this.#write(`${PCI}/rescan`, '1')],
       [4, `unbind ${name}`, () => this.#write(`${PCI}/drivers/vfio-pci/unbind`, name)],
-      [4, `give ${name}`, () => this.#call(() => fn !== undefined && this.#host.machine.giveTo(fn, 'vfio-pci'))],
+      [
+        4,
+        `give ${name}`,
+        () => this.#call(() => fn !== undefined && this.#host.machine.hotplug.giveTo(fn, 'vfio-pci')),
+      ],
       [2, `bind ${name}`, () => this.#write(`${PCI}/drivers/vfio-pci/bind`, name)],
       [2, `serial ${name}`, () => this.#write(`${PCI}/drivers/serial/bind`, name)],
       [4, 'numvfs', () => this.#numVfs()],
@@ -157,7 +161,7 @@ class Life {
     const { machine } = this.#host;
     assert.equal(this.#waiting.size, 0);
     for (const fn of this.#functions.toReversed()) {
-      if (fn.present) machine.unplug(fn, 'ask');
+      if (fn.present) machine.hotplug.unplug(fn, 'ask');
     }
     assert.deepEqual(machine.functions(), []);
     assert.deepEqual(machine.iommu.groups(), []);
@@ -188,7 +192,7 @@ class Life {
           ? { model: 'root-port', secondary: 1 }
           : this.#pick(cards)!;
     try {
-      this.#host.machine.plug({ at, ...card });
+      this.#host.machine.hotplug.plug({ at, ...card });
       this.counts.plugged++;
     } catch (error) {
       if (!(error instanceof HostFileError)) throw error;
@@ -197,7 +201,7 @@ class Life {
 
   #unplug(fn: PciFunction | undefined, how: 'ask' | 'pull'): void {
     if (fn === undefined || fn.name === '0000:00:00.0' || fn.isVirtfn) return;
-    this.#host.machine.takeOut(fn, how);
+    this.#host.machine.hotplug.takeOut(fn, how);
   }
 
   #numVfs(): void {

@@ -30,7 +30,7 @@ export function list(machine: Machine): string[] {
     const group = machine.iommu.groupOf(fn)?.id;
     return [
       `${shortName(fn)} ${describe(fn)}`,
-      machine.described.get(fn)?.model ?? (fn.isVirtfn ? `VF of ${shortName(fn.physfn!)}` : ''),
+      machine.hotplug.described.get(fn)?.model ?? (fn.isVirtfn ? `VF of ${shortName(fn.physfn!)}` : ''),
       machine.drivers.driverOf(fn) ?? '(no driver)',
       group === undefined ? 'no group' : `group ${group}`,
     ];

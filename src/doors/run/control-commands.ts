@@ -46,7 +46,7 @@ function describe(machine: Machine, fn: Fn) {
     vendor: fn.vendor,
     device: fn.device,
     class: fn.class24,
-    model: machine.described.get(fn)?.model ?? null,
+    model: machine.hotplug.described.get(fn)?.model ?? null,
     driver: machine.drivers.driverOf(fn) ?? null,
     group: machine.iommu.groupOf(fn)?.id ?? null,
     physicalFunction: fn.physfn?.name ?? null,
@@ -93,7 +93,7 @@ export const controlCommands: Readonly<Record<string, ControlCommand>> = {
   bind: command(
     'give a function to a driver; whatever driver has it lets go first',
     (z) => z.strictObject({ function: address(z), driver: z.string().min(1) }),
-    (machine, { function: name, driver }) => machine.giveTo(find(machine, name), driver),
+    (machine, { function: name, driver }) => machine.hotplug.giveTo(find(machine, name), driver),
   ),
   unbind: command(
     'take a function away from its driver; while programs hold it, that waits',
@@ -109,13 +109,13 @@ export const controlCommands: Readonly<Record<string, ControlCommand>> = {
     'put a function into a slot, as an entry of a host file describes it',
     (z) => z.strictObject({ entry: z.record(z.string(), z.unknown()) }),
     (machine, { entry }) => {
-      const fn = machine.plug(machine.functionEntry(entry));
+      const fn = machine.hotplug.plug(machine.hotplug.functionEntry(entry));
       return describe(machine, fn);
     },
   ),
   unplug: command(
     'take a function and what is behind it out of its slot; while programs hold it, that waits, unless it is pulled out',
     (z) => z.strictObject({ function: address(z), pull: z.boolean().optional() }),
-    (machine, { function: name, pull }) => machine.takeOut(find(machine, name), pull === true ? 'pull' : 'ask'),
+    (machine, { function: name, pull }) => machine.hotplug.takeOut(find(machine, name), pull === true ? 'pull' : 'ask'),
   ),
 };

@@ -163,9 +163,9 @@ test('a request in pieces, several in one, and one that never ends', () => {
 
 test('what waits says so, and answers at the end; who leaves meanwhile leaves it going on', () => {
   const client = new Client();
-  const { takeOut } = machine;
+  const { takeOut } = machine.hotplug;
   const calls: Blocked[] = [];
-  machine.takeOut = () => {
+  machine.hotplug.takeOut = () => {
     calls.push(new Blocked(0, 'somebody holds it'));
     throw calls.at(-1)!;
   };
@@ -182,7 +182,7 @@ test('what waits says so, and answers at the end; who leaves meanwhile leaves it
     calls[1]!.end();
     settle();
   } finally {
-    machine.takeOut = takeOut;
+    machine.hotplug.takeOut = takeOut;
   }
 });
 

@@ -148,7 +148,7 @@ test('T-25 T-3: the tree of the first documentation gives its group of three; sw
 `;
   const machine = build(importHost(fileOf(tree)).host);
   assert.deepEqual(
-    machine.functions().map((fn) => [fn.name.slice(5), machine.described.get(fn)!.model]),
+    machine.functions().map((fn) => [fn.name.slice(5), machine.hotplug.described.get(fn)!.model]),
     [
       ['00:00.0', 'stub'],
       ['00:01.0', 'root-port'],
