@@ -30,6 +30,7 @@ export {
   send,
   sendDescriptors,
 } from './messages.ts';
+export { type FileIdentity, howMapped } from './peer-mappings.ts';
 export { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Poller, type PollSource } from './poller.ts';
 export {
   capabilities,

@@ -118,6 +118,19 @@ test('edu: registers, DMA both ways by physical address, INTx; then the same ser
   assert.equal(existsSync(server.socket), false);
 });
 
+test('a guest whose memory is a file that QEMU does not share: the data is right, and the server says what to change', {
+  timeout: TIMEOUT,
+}, async (t) => {
+  if (!ready(t)) return;
+  const server = await serve(t, join(scratch(t), 'edu.sock'), ['--model', 'edu']);
+  holds(await boot(t, server, { ...bare, sharedMemory: 'off' }), BARE_SUM);
+  const notices = server.said().match(/the client's memory is private to it .*share=on/g);
+  assert.equal(notices?.length, 1, server.said());
+  // The next guest shares its memory: there is nothing to say.
+  holds(await boot(t, server, { ...bare, sharedMemory: true }), BARE_SUM);
+  assert.equal(server.said().match(/share=on/g)?.length, 1, server.said());
+});
+
 test('a guest with an IOMMU: VFIO in the guest, MSI, a refused DMA is a DMAR fault there', {
   timeout: TIMEOUT,
 }, async (t) => {

@@ -71,8 +71,14 @@ export class MappedFiles {
   }
 
   /** The backing of `length` bytes from byte `base` of the file. EINVAL: they are beyond its end, or it cannot be mapped. */
-  open(fd: number, base: number, length: number, wantsWrite: boolean): MapBacking {
-    const file = this.#find(fd, base + length, wantsWrite);
+  open(
+    fd: number,
+    identity: ReturnType<typeof inodeOf>,
+    base: number,
+    length: number,
+    wantsWrite: boolean,
+  ): MapBacking {
+    const file = this.#find(fd, identity, base + length, wantsWrite);
     if (file.users === 0) this.#idle--;
     file.users++;
     return new MappedBacking(file.map, base, () => this.#leave(file));
@@ -96,8 +102,8 @@ export class MappedFiles {
     file.map.close();
   }
 
-  #find(fd: number, end: number, wantsWrite: boolean): Shared {
-    const { major, minor, inode, length } = statOf(fd);
+  #find(fd: number, identity: ReturnType<typeof inodeOf>, end: number, wantsWrite: boolean): Shared {
+    const { major, minor, inode, length } = identity;
     for (let i = this.#files.length - 1; i >= 0; i--) {
       const known = this.#files[i]!;
       if (known.inode !== inode || known.minor !== minor || known.major !== major) continue;
@@ -151,7 +157,8 @@ class MappedBacking implements MapBacking {
   }
 }
 
-function statOf(fd: number): ReturnType<typeof inodeOf> {
+/** Which file a descriptor of the client's is, and its length. EBADF. */
+export function identityOf(fd: number): ReturnType<typeof inodeOf> {
   try {
     return inodeOf(fd);
   } catch {

@@ -11,8 +11,9 @@ import {
   type vfio_user_dma_map,
   type vfio_user_dma_unmap,
 } from '../../uapi/vfio-user.ts';
-import { type DmaMessages, fileBacking, MappedFiles, messageBacking } from './backings.ts';
+import { type DmaMessages, fileBacking, identityOf, MappedFiles, messageBacking } from './backings.ts';
 import type { DmaMap, MapBacking } from './dma-maps.ts';
+import type { PrivateFiles } from './private-files.ts';
 import type { ServedDevice } from './served-device.ts';
 
 const PAGE = 4096;
@@ -32,6 +33,7 @@ export class ClientDma {
   readonly #messages: DmaMessages;
   readonly #mode: DmaMode;
   readonly #strictUnmap: boolean;
+  readonly #privateFiles: PrivateFiles;
   /** Most maps at a time. */
   readonly #most: number;
   /** IOVA pages that are asked for by message: page of the window → IOVA page, -1 where one was taken back. */
@@ -43,12 +45,14 @@ export class ClientDma {
     device: ServedDevice,
     messages: DmaMessages,
     options: { mode: DmaMode; strictUnmap: boolean; maxDmaMaps: number },
+    privateFiles: PrivateFiles,
   ) {
     this.#device = device;
     this.#messages = messages;
     this.#mode = options.mode;
     this.#strictUnmap = options.strictUnmap;
     this.#most = options.maxDmaMaps;
+    this.#privateFiles = privateFiles;
     device.memory.window = {
       read: (offset, into) => this.#inPages(offset, into, (at, part) => messages.readDma(at, part)),
       write: (offset, from) => this.#inPages(offset, from, (at, part) => messages.writeDma(at, part)),
@@ -183,8 +187,11 @@ export class ClientDma {
     if (offset + BigInt(length) > BigInt(Number.MAX_SAFE_INTEGER)) {
       throw new Errno('EINVAL', `offset ${offset} is beyond the end of any file`);
     }
+    // What a client keeps to itself is not what lies in its file.
+    const file = identityOf(fd);
+    if (mode === 'auto' && this.#privateFiles.has(file)) return messageBacking(this.#messages, iova);
     const isFile = mode === 'file' || (mode === 'auto' && access === VFIO_USER_F_DMA_REGION_FILEIO);
-    return isFile ? fileBacking(fd, Number(offset)) : this.files.open(fd, Number(offset), length, writable);
+    return isFile ? fileBacking(fd, Number(offset)) : this.files.open(fd, file, Number(offset), length, writable);
   }
 
   #unmap(map: DmaMap): void {

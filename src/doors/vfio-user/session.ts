@@ -27,6 +27,7 @@ import { HEADER, type Message, MessageStream, ProtocolError, writeHeader } from 
 import { type Commands, makeCommands } from './commands.ts';
 import { ClientDma } from './dma.ts';
 import { agree, encodeVersion, ownCapabilities, parseVersion } from './negotiation.ts';
+import { PrivateFiles } from './private-files.ts';
 import { type Asker, Questions } from './questions.ts';
 import type { ServedDevice } from './served-device.ts';
 import type { MakeTransport, SessionOptions, SessionReports } from './session-options.ts';
@@ -101,7 +102,8 @@ export class Session implements Asker {
     this.#patience = options.patience ?? PATIENCE;
     const { mode, strictUnmap } = options;
     const maxDmaMaps = ownCapabilities.max_dma_maps;
-    this.dma = new ClientDma(device, this.#questions, { mode, strictUnmap, maxDmaMaps });
+    const privateFiles = new PrivateFiles(transport.fd, (text) => reports.notice?.(`${device.name}: ${text}`));
+    this.dma = new ClientDma(device, this.#questions, { mode, strictUnmap, maxDmaMaps }, privateFiles);
     this.#commands = makeCommands(device, this.dma, transport.outputs[0]);
   }
 

@@ -21,8 +21,8 @@ export interface GuestOptions {
   reboots?: boolean;
   /** QEMU's further arguments: the devices under test. */
   devices: readonly string[];
-  /** RAM from a shared memfd instead of private memory. */
-  sharedMemory?: boolean;
+  /** RAM from a shared memfd instead of anonymous memory; `off`: from a memfd that is mapped privately. */
+  sharedMemory?: boolean | 'off';
   /** Gives the guest an IOMMU (VT-d), which it uses. */
   iommu?: boolean;
   /** Puts the command line into another one, e.g. `boxed`. */
@@ -45,7 +45,8 @@ export async function bootGuest(options: GuestOptions): Promise<GuestOutcome> {
   const archive = join(options.scratch, 'guest.cpio');
   writeInitramfs(archive, options.guest, options.test, options.modules, options.files);
   const machine = `q35${options.sharedMemory ? ',memory-backend=m0' : ''}${options.iommu ? ',kernel-irqchip=split' : ''}`;
-  const memory = options.sharedMemory ? ['-object', `memory-backend-memfd,id=m0,size=${MEMORY},share=on`] : [];
+  const share = options.sharedMemory === 'off' ? 'off' : 'on';
+  const memory = options.sharedMemory ? ['-object', `memory-backend-memfd,id=m0,size=${MEMORY},share=${share}`] : [];
   const iommu = options.iommu ? ['-device', 'intel-iommu,intremap=on,caching-mode=on'] : [];
   const command = [
     join(options.guest, 'bin/qemu-system-x86_64'),
