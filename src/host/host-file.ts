@@ -92,7 +92,13 @@ export interface HostConfig {
   vfio2011?: Vfio2011Config | undefined;
   /** By the number of an IOMMU group: its API, when it is another one than the box's, and the minor number of its node in that of 2011. */
   groups?: Record<string, { api?: ApiName | undefined; minor?: number | undefined }> | undefined;
-  iommufd?: { selftest?: boolean | undefined; container?: 'vfio' | 'iommufd' | undefined } | undefined;
+  iommufd?:
+    | {
+        selftest?: boolean | undefined;
+        container?: 'vfio' | 'iommufd' | undefined;
+        vtdViommu?: boolean | undefined;
+      }
+    | undefined;
   options?:
     | {
         allowUnsafeInterrupts?: boolean | undefined;
@@ -240,6 +246,10 @@ export function hostSchema(z: typeof zod) {
           .enum(['vfio', 'iommufd'])
           .optional()
           .describe('Who answers on /dev/vfio/vfio: the container of VFIO itself, or an iommufd in its place'),
+        vtdViommu: z
+          .boolean()
+          .optional()
+          .describe('Virtual IOMMUs of type 0x56544401 on VT-d units that nest; Linux has none there'),
       })
       .optional(),
     options: z

@@ -106,6 +106,7 @@ export class Machine {
       physical: this.physical,
       allowUnsafeInterrupts: config.options?.allowUnsafeInterrupts ?? false,
       selftest: config.iommufd?.selftest ?? false,
+      vtdViommu: config.iommufd?.vtdViommu ?? false,
       allocateShared: platform.allocateShared,
     });
     this.#platform = platform;

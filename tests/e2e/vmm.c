@@ -3,7 +3,10 @@
  * (<linux/iommufd.h>, <linux/vfio.h>). The guest is a piece of this program too: it writes page tables into its memory, and answers page
  * requests. Two devices: a testdev, which moves bytes by requester ID or PASID, and a pasid-walker, which has a device TLB and asks for pages.
  *
- *   vmm TESTDEV WALKER      runs each step in a process of its own, and looks whether anything is left of it
+ *   vmm TESTDEV WALKER OTHER with|without [STEP]
+ *
+ * runs each step in a process of its own, and looks whether anything is left of it. OTHER is a device behind another IOMMU. With virtual
+ * IOMMUs (of a type of the box's own) guests' tables are nested on these, without on the page table itself, as with Linux.
  *
  * Prints "STEP: ok", or what was wrong.
  */
@@ -36,7 +39,8 @@
 	printf("WRONG line %d: %s (%s)\n", __LINE__, #what, strerror(errno)); fflush(stdout); _exit(1); } } while (0)
 #define REFUSED(call, code) NEED((call) == -1 && errno == (code))
 
-static const char *testdev_name, *walker_name;
+static const char *testdev_name, *walker_name, *other_name;
+static int has_viommus;
 
 /* ---- the monitor ---- */
 
@@ -47,7 +51,8 @@ struct device {
 };
 
 static int iommu;
-static uint32_t ioas, parent;
+/* `base` is what guests' tables are nested on: the virtual IOMMU where there is one. */
+static uint32_t ioas, parent, base;
 static char *low, *high;
 static int high_file;
 static struct device testdev, walker;
@@ -126,6 +131,16 @@ static int map_high(void)
 	return ioctl(iommu, IOMMU_IOAS_MAP_FILE, &map);
 }
 
+static int alloc_viommu(struct device *device, uint32_t hwpt, uint32_t *id)
+{
+	struct iommu_viommu_alloc cmd = {
+		.size = sizeof(cmd), .type = VIOMMU_TYPE_PRIVATE, .dev_id = device->id, .hwpt_id = hwpt,
+	};
+	int result = ioctl(iommu, IOMMU_VIOMMU_ALLOC, &cmd);
+	*id = cmd.out_viommu_id;
+	return result;
+}
+
 static void start_machine(uint32_t parent_flags)
 {
 	struct iommu_ioas_alloc as = { .size = sizeof(as) };
@@ -157,7 +172,11 @@ static void start_machine(uint32_t parent_flags)
 		.flags = IOMMU_HWPT_ALLOC_NEST_PARENT | parent_flags, .dev_id = testdev.id, .pt_id = ioas,
 	};
 	NEED(alloc_hwpt(&stage2) == 0);
-	parent = stage2.out_hwpt_id;
+	parent = base = stage2.out_hwpt_id;
+	if (has_viommus)
+		NEED(alloc_viommu(&testdev, parent, &base) == 0);
+	else
+		REFUSED(alloc_viommu(&testdev, parent, &stage2.out_hwpt_id), EOPNOTSUPP);
 }
 
 /* Devices first, as a monitor that ends; nothing that the monitor made is destroyed one by one. */
@@ -177,7 +196,7 @@ static int try_nest(struct device *device, uint64_t top, uint32_t width, uint32_
 	struct iommu_hwpt_vtd_s1 data = { .pgtbl_addr = top, .addr_width = width };
 	struct iommu_hwpt_alloc cmd = {
 		.flags = IOMMU_HWPT_ALLOC_PASID | (queue ? IOMMU_HWPT_FAULT_ID_VALID : 0), .dev_id = device->id,
-		.pt_id = parent, .data_type = IOMMU_HWPT_DATA_VTD_S1, .data_len = sizeof(data),
+		.pt_id = base, .data_type = IOMMU_HWPT_DATA_VTD_S1, .data_len = sizeof(data),
 		.data_uptr = (uintptr_t)&data, .fault_id = queue,
 	};
 	int result = alloc_hwpt(&cmd);
@@ -400,12 +419,10 @@ static void hardware(void)
 	NEED(ioctl(iommu, IOMMU_GET_HW_INFO, &info) == 0);
 	NEED(!(info.out_capabilities & IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED));
 
-	/* Linux has no virtual VT-d: a monitor goes on with the page table itself. */
+	/* No virtual IOMMU of another vendor's. */
 	struct iommu_viommu_alloc viommu = {
-		.size = sizeof(viommu), .type = VIOMMU_TYPE_PRIVATE, .dev_id = testdev.id, .hwpt_id = parent,
+		.size = sizeof(viommu), .type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3, .dev_id = testdev.id, .hwpt_id = parent,
 	};
-	REFUSED(ioctl(iommu, IOMMU_VIOMMU_ALLOC, &viommu), EOPNOTSUPP);
-	viommu.type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3;
 	REFUSED(ioctl(iommu, IOMMU_VIOMMU_ALLOC, &viommu), EOPNOTSUPP);
 	viommu.dev_id = 12345;
 	REFUSED(ioctl(iommu, IOMMU_VIOMMU_ALLOC, &viommu), ENOENT);
@@ -469,7 +486,12 @@ static void both_stages(void)
 	NEED(destroy(other) == 0);
 	NEED(detach(&testdev, -1) == 0);
 	NEED(fill(-1, 0x7fff12345000, 1, 4) == 5);
-	NEED(destroy(nested) == 0 && destroy(parent) == 0);
+	NEED(destroy(nested) == 0);
+	if (has_viommus) {
+		REFUSED(destroy(parent), EBUSY);
+		NEED(destroy(base) == 0);
+	}
+	NEED(destroy(parent) == 0);
 	end_machine();
 }
 
@@ -889,6 +911,64 @@ static void replaced(void)
 	end_machine();
 }
 
+static int alloc_vdevice(uint32_t viommu, struct device *device, uint64_t virt_id, uint32_t *id)
+{
+	struct iommu_vdevice_alloc cmd = { .size = sizeof(cmd), .viommu_id = viommu, .dev_id = device->id, .virt_id = virt_id };
+	int result = ioctl(iommu, IOMMU_VDEVICE_ALLOC, &cmd);
+	*id = cmd.out_vdevice_id;
+	return result;
+}
+
+/* What a virtual IOMMU is beside a base for tables. Without one there is nothing to see. */
+static void virtual_iommu(void)
+{
+	uint32_t first, second, id;
+	struct device other;
+	struct iommu_hwpt_vtd_s1_invalidate all = { .npages = UINT64_MAX };
+	uint32_t count = 1;
+	start_machine(0);
+	open_device(&other, other_name, VFIO_PCI_BAR4_REGION_INDEX);
+	if (!has_viommus) {
+		REFUSED(alloc_vdevice(parent, &testdev, 0x10, &id), ENOENT);
+		close(other.fd);
+		end_machine();
+		return;
+	}
+	/* The guest's numbers for its devices. */
+	NEED(alloc_vdevice(base, &testdev, 0x10, &first) == 0);
+	REFUSED(alloc_vdevice(base, &testdev, 0x11, &id), EEXIST);
+	REFUSED(alloc_vdevice(base, &walker, 0x10, &id), EEXIST);
+	NEED(alloc_vdevice(base, &walker, 0x18, &second) == 0);
+	NEED(destroy(second) == 0 && alloc_vdevice(base, &walker, 0x10000, &second) == 0);
+	/* What is behind another IOMMU is not of this one. */
+	REFUSED(alloc_vdevice(base, &other, 0x20, &id), EINVAL);
+	REFUSED(try_nest(&other, new_table(), 48, 0, &id), EINVAL);
+	REFUSED(alloc_viommu(&other, parent, &id), EINVAL);
+	/* Only on a parent of nested tables, and not as a table. */
+	struct iommu_hwpt_alloc plain = { .dev_id = testdev.id, .pt_id = ioas };
+	NEED(alloc_hwpt(&plain) == 0);
+	REFUSED(alloc_viommu(&testdev, plain.out_hwpt_id, &id), EINVAL);
+	REFUSED(alloc_viommu(&testdev, ioas, &id), ENOENT);
+	NEED(attach(&testdev, base, -1) == -1 && errno == EINVAL);
+	/* A guest's invalidations are of one table. */
+	REFUSED(invalidate(base, &all, &count), EOPNOTSUPP);
+	NEED(count == 0);
+	uint64_t top = new_table();
+	uint32_t nested = nest(&testdev, top, 0);
+	guest_map(top, 0x5000, HIGH + 4 * PAGE, ENTRY_ALL);
+	NEED(attach(&testdev, nested, -1) == 0 && fill(-1, 0x5000, 0x99, 4) == 0 && word(HIGH + 4 * PAGE) == 0x99);
+	REFUSED(destroy(base), EBUSY);
+	/* A device that is closed takes its number along. */
+	close(testdev.fd);
+	testdev.fd = -1;
+	REFUSED(destroy(first), ENOENT);
+	NEED(destroy(nested) == 0);
+	REFUSED(destroy(base), EBUSY);
+	NEED(destroy(second) == 0 && destroy(base) == 0);
+	close(other.fd);
+	end_machine();
+}
+
 /* Killed in the middle: a fault that waits, another that nobody has read, DMA that goes on. */
 static void killed(void)
 {
@@ -914,7 +994,7 @@ static void killed(void)
 static const struct { const char *name; void (*run)(void); } steps[] = {
 	{ "hardware", hardware }, { "both-stages", both_stages }, { "stale", stale }, { "bad-entries", bad_entries },
 	{ "astray", astray }, { "requests", requests }, { "unanswered", unanswered }, { "migration", migration },
-	{ "replaced", replaced }, { "killed", killed },
+	{ "replaced", replaced }, { "virtual-iommu", virtual_iommu }, { "killed", killed },
 };
 
 static const char *const counters[] = { "pins", "objects", "files", "blocks", "faults", "bonds", "maps", "irqs" };
@@ -948,13 +1028,15 @@ static int is_clean(const char *step)
 int main(int argc, char **argv)
 {
 	int wrong = 0;
-	if (argc < 3)
+	if (argc < 5)
 		return 2;
 	testdev_name = argv[1];
 	walker_name = argv[2];
+	other_name = argv[3];
+	has_viommus = !strcmp(argv[4], "with");
 	for (unsigned i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
 		int status;
-		if (argc > 3 && strcmp(argv[3], steps[i].name))
+		if (argc > 5 && strcmp(argv[5], steps[i].name))
 			continue;
 		fflush(stdout);
 		pid_t child = fork();

@@ -113,6 +113,8 @@ export interface DeviceIommu {
   readonly group: object;
   /** The driver of the IOMMU: page tables of another one do not fit. */
   readonly driver: object;
+  /** The one of the driver's IOMMUs that the device is behind. Undefined: the driver has one. */
+  readonly instance?: object;
   /** DMA is coherent with the processors' caches. */
   readonly isCoherent: boolean;
   /** No-snoop requests can be made coherent (ENFORCE_CACHE_COHERENCY). */

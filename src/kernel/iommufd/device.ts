@@ -179,7 +179,7 @@ export function bindDevice(file: { readonly context: IommufdContext }, device: B
   if (iommuGroup.unit === undefined) throw new Errno('ENODEV', `no IOMMU translates ${device.name}`);
   const f = [...iommuGroup.members].find((member) => member.name === device.name);
   if (f === undefined) throw new Errno('ENODEV', `${device.name} is not in IOMMU group ${iommuGroup.id}`);
-  return bindIommu(file.context, new VtdDeviceIommu(iommuGroup, f));
+  return bindIommu(file.context, new VtdDeviceIommu(iommuGroup, f, file.context.core.vtdViommu));
 }
 
 /** Binds any device that has an IOMMU driver. */

@@ -13,6 +13,8 @@ export interface IommufdOptions {
   readonly allowUnsafeInterrupts?: boolean;
   /** The kernel is built for tests: IOMMU_TEST_CMD and the mock driver are there. */
   readonly selftest?: boolean;
+  /** VT-d units that nest have virtual IOMMUs, of a type that Linux does not know (vtd-viommu.ts). */
+  readonly vtdViommu?: boolean;
   /** Memory that programs may map; plain bytes when absent. */
   readonly allocateShared?: AllocateShared;
   /** Whether the kernel has noiommu support, which the container's CHECK_EXTENSION tells. */
@@ -24,6 +26,7 @@ export class IommufdShared {
   readonly allowUnsafeInterrupts: boolean;
   readonly noIommu: boolean;
   readonly selftest: boolean;
+  readonly vtdViommu: boolean;
   readonly allocateShared: AllocateShared;
   /** Locked pages of the user who runs all programs of this machine. */
   readonly userLocked = new LockedMemory();
@@ -34,6 +37,7 @@ export class IommufdShared {
     this.allowUnsafeInterrupts = options.allowUnsafeInterrupts ?? false;
     this.noIommu = options.noIommu ?? true;
     this.selftest = options.selftest ?? false;
+    this.vtdViommu = options.vtdViommu ?? false;
     this.allocateShared = options.allocateShared ?? privateShared;
     this.files = new MappedFiles(options.physical);
   }

@@ -22,22 +22,23 @@ export interface EventSink {
 export class Viommu extends IommufdObject implements ViommuCore {
   readonly kind = 'viommu';
   readonly hwpt: HwptPaging;
-  readonly driver: object;
+  /** The physical IOMMU of which it is a slice. */
+  readonly #physical: object;
   /** What the hardware does; undefined until it is made. */
   ops: ViommuOps = {};
   /** Devices by the number that the guest gives them. */
   readonly vdevices = new Map<bigint, { readonly device: HwptDevice }>();
   readonly eventQueues = new Map<number, EventSink>();
 
-  constructor(context: IommufdContext, hwpt: HwptPaging, driver: object) {
+  constructor(context: IommufdContext, hwpt: HwptPaging, iommu: DeviceIommu) {
     super(context);
     this.hwpt = hwpt;
-    this.driver = driver;
+    this.#physical = physicalOf(iommu);
     hwpt.users++;
   }
 
   isFor(iommu: DeviceIommu): boolean {
-    return iommu.driver === this.driver;
+    return physicalOf(iommu) === this.#physical;
   }
 
   virtIdOf(iommu: DeviceIommu): bigint | undefined {
@@ -70,6 +71,10 @@ export class Viommu extends IommufdObject implements ViommuCore {
   }
 }
 
+function physicalOf(iommu: DeviceIommu): object {
+  return iommu.instance ?? iommu.driver;
+}
+
 /** ENOENT. */
 export function getViommu(context: IommufdContext, id: number): Viommu {
   const object = context.get(id);
@@ -97,7 +102,7 @@ export function viommuAlloc(ucmd: Ucmd<iommu_viommu_alloc>): void {
   const parent = getParent(context, cmd.hwpt_id);
   if (!parent.isNestParent)
     throw new Errno('EINVAL', `page table ${parent.id} was not made as a parent of nested ones`);
-  const viommu = new Viommu(context, parent, device.iommu.driver);
+  const viommu = new Viommu(context, parent, device.iommu);
   try {
     const data = cmd.data_len === 0 ? undefined : new UserData(task, cmd.type, cmd.data_uptr, cmd.data_len);
     viommu.ops = init(viommu, parent.domain, data);

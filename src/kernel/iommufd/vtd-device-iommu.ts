@@ -26,11 +26,12 @@ import * as reg from '../../uapi/pci-regs.ts';
 import { Domain } from '../iommu/domain.ts';
 import { type IommuGroup, maxPasids } from '../iommu/group.ts';
 import { takePageRequests } from '../iommu/page-requests.ts';
-import type { DeviceIommu, NestedDomain, UserData } from './device-iommu.ts';
+import type { DeviceIommu, InitViommu, NestedDomain, UserData } from './device-iommu.ts';
 import type { PageAnswer, PageRequest } from './page-requests.ts';
 import type { DirtyTracking, PagingDomain } from './paging-domain.ts';
 import type { IovaRange } from './reserved-iovas.ts';
 import { allocateVtdNested, VtdNested } from './vtd-nested.ts';
+import { VTD_VIOMMU_TYPE, VtdViommu } from './vtd-viommu.ts';
 
 /** ECAP: device IOTLBs. */
 const ECAP_DT = 1n << 2n;
@@ -62,16 +63,21 @@ export class VtdDeviceIommu implements DeviceIommu {
   readonly group: IommuGroup;
   readonly isCoherent = true;
   readonly #function: PciFunction;
+  readonly #hasViommus: boolean;
 
-  /** ENODEV: no IOMMU translates the device. */
-  constructor(group: IommuGroup, f: PciFunction) {
+  constructor(group: IommuGroup, f: PciFunction, hasViommus = false) {
     this.name = f.name;
     this.group = group;
     this.#function = f;
+    this.#hasViommus = hasViommus;
   }
 
   get driver(): object {
     return Domain;
+  }
+
+  get instance(): object {
+    return this.#unit;
   }
 
   get canEnforceCoherency(): boolean {
@@ -152,6 +158,12 @@ export class VtdDeviceIommu implements DeviceIommu {
       throw new Errno('EOPNOTSUPP', `unit ${this.#unit.name} does not nest, or flags ${hex(flags)} are unknown`);
     }
     return allocateVtdNested(parent, data);
+  }
+
+  viommuOfType(type: number): InitViommu | undefined {
+    if (type !== VTD_VIOMMU_TYPE || !this.#hasViommus || !this.#canNest) return undefined;
+    const unit = this.#unit;
+    return (_core, parent, data) => new VtdViommu(unit, parent, data);
   }
 
   claim(owner: object): void {
