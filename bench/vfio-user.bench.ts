@@ -1,13 +1,17 @@
 /**
- * A vfio-user server in TypeScript against one in C, both with the same C client: `npm run build && node dist/bench/vfio-user.bench.js`.
+ * A vfio-user server in TypeScript against one in C and one of libvfio-user, all with the same C client:
+ * `npm run build && node dist/bench/vfio-user.bench.js`.
  *
  * vfio-user-twin.c is compiled with `cc -O2` into a temporary folder. Client and server are pinned, once to one CPU and once to two;
- * candidate and baseline alternate round by round; each figure is the median of the rounds, each ratio one of the same run.
+ * candidate and baselines alternate round by round; each figure is the median of the rounds, each ratio one of the same run.
+ *
+ * libvfio-user is where VFIOBOX_LIBVFIO_USER says (the library, or a folder with it or with its `lib`), or where pkg-config or the compiler
+ * finds it; without it the bench says so and has one baseline less.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
@@ -16,6 +20,8 @@ const ACCESSES = '20000';
 const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
 const work = mkdtempSync(join(tmpdir(), 'vfiobox-bench-'));
 const twin = join(work, 'twin');
+const library = join(work, 'library');
+const compiler = process.env['CC'] ?? 'cc';
 const last = availableParallelism() - 1;
 // testdev: registers in BAR 4, of which SCRATCH keeps what is written.
 const REGISTERS = '4';
@@ -48,45 +54,75 @@ function ticks(pid: number): number {
   return Number(fields[11]) + Number(fields[12]);
 }
 
-function row(what: string, value: number, unit: string, baseline: number, goal = ''): void {
-  const ratio = (value / baseline).toFixed(2);
-  console.log(
-    `${what.padEnd(44)} ${value.toFixed(2).padStart(10)} ${unit.padEnd(8)} C ${baseline.toFixed(2).padStart(8)}  ratio ${ratio}${goal}`,
+function row(what: string, value: number, unit: string, baselines: Record<string, number>, goal = ''): void {
+  const ratios = Object.entries(baselines).map(
+    ([name, baseline]) => `  ${name} ${baseline.toFixed(2).padStart(8)} ratio ${(value / baseline).toFixed(2)}`,
   );
+  console.log(`${what.padEnd(44)} ${value.toFixed(2).padStart(10)} ${unit.padEnd(5)}${ratios.join('')}${goal}`);
+}
+
+/** What the compiler needs to link with libvfio-user, in the order of trial. */
+function libraryFlags(): string[][] {
+  const said = process.env['VFIOBOX_LIBVFIO_USER'];
+  if (said !== undefined) {
+    const place = resolve(said);
+    const folders = statSync(place).isDirectory() ? [place, join(place, 'lib')] : [dirname(place)];
+    return folders.map((folder) => [
+      ...[`-L${folder}`, `-Wl,-rpath,${folder}`],
+      ...['include', '../include', '../../include'].map((name) => `-I${join(folder, name)}`),
+    ]);
+  }
+  const found = spawnSync('pkg-config', ['--cflags', '--libs', 'libvfio-user'], { encoding: 'utf8' });
+  return [...(found.status === 0 ? [found.stdout.trim().split(/\s+/)] : []), []];
+}
+
+/** Builds the server of libvfio-user; false: the library is not present. */
+function buildLibraryServer(): boolean {
+  const source = join(root, 'bench/vfio-user-library.c');
+  return libraryFlags().some((flags) => {
+    const args = ['-O2', '-w', '-o', library, source, ...flags, '-lvfio-user'];
+    return spawnSync(compiler, args, { stdio: 'ignore' }).status === 0;
+  });
 }
 
 const servers: ChildProcess[] = [];
 try {
-  execFileSync(process.env['CC'] ?? 'cc', ['-O2', '-w', '-o', twin, join(root, 'bench/vfio-user-twin.c')]);
-  const [ours, theirs] = [join(work, 'ours.sock'), join(work, 'theirs.sock')];
-  servers.push(
-    await start(last, ours, join(root, 'bin/vfiobox'), ['serve', '--model', 'testdev', '--socket-path', ours]),
-    await start(last, theirs, twin, ['server', theirs]),
-  );
+  execFileSync(compiler, ['-O2', '-w', '-o', twin, join(root, 'bench/vfio-user-twin.c')]);
+  const socket = (name: string): string => join(work, `${name}.sock`);
+  const ours = socket('ours');
+  const sides = new Map<string, string>();
+  const add = async (name: string, command: string, ...args: string[]): Promise<void> => {
+    servers.push(await start(last, socket(name), command, [...args, socket(name)]));
+    sides.set(name, socket(name));
+  };
+  await add('ours', join(root, 'bin/vfiobox'), 'serve', '--model', 'testdev', '--socket-path');
+  await add('C', twin, 'server');
+  if (buildLibraryServer()) await add('libvfio-user', library);
+  else console.log('libvfio-user: not present (VFIOBOX_LIBVFIO_USER=PATH)');
   const placements: [string, number][] = [['one CPU', last]];
   if (last > 0) placements.push(['two CPUs', last - 1]);
   for (const [placement, cpu] of placements) {
-    const figures = new Map<string, { ours: number[]; theirs: number[] }>();
+    /** Name of the figure → side → its rounds. */
+    const figures = new Map<string, Map<string, number[]>>();
     for (let round = 0; round < ROUNDS; round++) {
-      for (const [side, path] of [
-        ['ours', ours],
-        ['theirs', theirs],
-      ] as const) {
+      for (const [side, path] of sides) {
         for (const [name, value] of client(cpu, 'client', path, ACCESSES, REGISTERS, SCRATCH)) {
-          const lists = figures.get(name) ?? { ours: [], theirs: [] };
-          lists[side].push(value);
-          figures.set(name, lists);
+          const rounds = figures.get(name) ?? new Map<string, number[]>();
+          figures.set(name, rounds.set(side, [...(rounds.get(side) ?? []), value]));
         }
       }
     }
-    console.log(`${placement}, ${ROUNDS} rounds, C twin in the same rounds`);
+    console.log(`${placement}, ${ROUNDS} rounds, baselines in the same rounds`);
     const goals: Record<string, string> = {
       read4: '  (goal 1.0)',
       'read4-p99': '  (goal 2.0)',
       'map+unmap': '  (goal 1.0)',
     };
-    for (const [name, lists] of figures) {
-      row(`  ${name}`, median(lists.ours) / 1000, 'µs', median(lists.theirs) / 1000, cpu === last ? goals[name] : '');
+    for (const [name, rounds] of figures) {
+      const { ours: own, ...baselines } = Object.fromEntries(
+        [...rounds].map(([side, values]) => [side, median(values) / 1000]),
+      );
+      row(`  ${name}`, own!, 'µs', baselines, cpu === last ? goals[name] : '');
     }
   }
   const copy = client(last, 'copy', ours, String(COPIED), REGISTERS);
@@ -94,7 +130,7 @@ try {
     `DMA of ${COPIED >> 20} MiB through mapped memory, memcpy`,
     copy.get('copy')!,
     'GB/s',
-    copy.get('memcpy')!,
+    { C: copy.get('memcpy')! },
     '  (goal 0.8)',
   );
   const { pid } = servers[0]!;
