@@ -88,7 +88,7 @@ function addRow(block: Block, row: RegExpExecArray, where: string): void {
 }
 
 function addDetail(block: Block, line: string): void {
-  const group = /^IOMMU group: (\d+)$/.exec(line);
+  const group = /^(?:IOMMU group: |Flags: .*\bIOMMU group )(\d+)$/.exec(line); // -vv has a line of its own, -v a flag
   if (group !== null) block.group = Number(group[1]);
   const driver = /^Kernel driver in use: (\S+)$/.exec(line);
   if (driver !== null) block.driver = driver[1];

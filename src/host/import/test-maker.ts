@@ -137,7 +137,7 @@ const hex = (value: number, digits: number): string => value.toString(16).padSta
 
 /** As `lspci -xxxx -D`; with -v if `verbose`. `bytes` cuts as -xxx (256) and -x (64) do. */
 export function toLspci(facts: readonly Fact[], { verbose = false, bytes = 4096 } = {}): string {
-  const blocks = facts.map((fact) => {
+  const blocks = facts.map((fact, i) => {
     const lines = [`${fact.at} ${fact.text ?? `Class ${fact.class}: Device ${fact.id}`} (rev 05)`];
     if (verbose) {
       for (const { value, size } of fact.bars ?? []) {
@@ -145,7 +145,9 @@ export function toLspci(facts: readonly Fact[], { verbose = false, bytes = 4096 
         if ((value & 1) === 1) lines.push(`\tI/O ports at ${hex(value & ~3, 4)} [size=${unit}]`);
         else lines.push(`\tMemory at ${hex((value & ~15) >>> 0, 8)} (64-bit, prefetchable) [size=${unit}]`);
       }
-      if (fact.group !== undefined) lines.push(`\tIOMMU group: ${fact.group}`);
+      const isFlag = i % 2 === 0; // as with -v; the others as with -vv
+      if (fact.group !== undefined)
+        lines.push(isFlag ? `\tFlags: fast devsel, IOMMU group ${fact.group}` : `\tIOMMU group: ${fact.group}`);
       if (fact.driver !== undefined) lines.push(`\tKernel driver in use: ${fact.driver}`);
     }
     const config = configOf(fact).subarray(0, bytes);
