@@ -1,6 +1,7 @@
 /** The other end of a running box's control socket, for commands of the command line. */
 import { existsSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
+import { clearStalePath } from '../../sys/index.ts';
 import type { ControlGreeting, ControlReply } from '../run/control.ts';
 import { controlFolder, controlNames, controlSocketOf } from '../run/control-path.ts';
 
@@ -122,9 +123,9 @@ async function* linesOf(socket: Socket): AsyncGenerator<string, undefined> {
   return undefined;
 }
 
-/** Names and process numbers of the boxes that run now. */
+/** Names and process numbers of the boxes that run now. Sockets that killed boxes left are removed. */
 export function runningBoxes(): string[] {
-  return controlNames().filter((name) => !/^\d+$/.test(name) || isAlive(Number(name)));
+  return controlNames().filter((name) => clearStalePath(controlSocketOf(name)) === 'taken');
 }
 
 function noBox(box: string): string {
@@ -134,8 +135,4 @@ function noBox(box: string): string {
 function running(): string {
   const boxes = runningBoxes();
   return boxes.length === 0 ? 'none is running' : `running: ${boxes.join(', ')}`;
-}
-
-function isAlive(pid: number): boolean {
-  return existsSync(`/proc/${pid}`);
 }

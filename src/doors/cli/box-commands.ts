@@ -138,7 +138,7 @@ export async function listBoxes(streams: BoxStreams): Promise<number> {
       client.close();
       streams.out(`${box}  pid ${pid}  ${host}\n`);
     } catch (error) {
-      // One that ended without cleaning up is not running.
+      // One that has just ended.
       if (!(error instanceof BoxError)) throw error;
     }
   }

@@ -1,7 +1,9 @@
 /** The command line: what is printed, and the exit status. Whole runs with real programs are in tests/e2e. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -74,6 +76,32 @@ test('a wrong host file: where, and what was expected; an unknown preset: which 
   assert.match(unknown.err, /^vfiobox: there is no host file or preset 'nope'; presets: default, /);
 });
 
+test('host boxes removes the socket of a box that was killed, and leaves one that answers', async () => {
+  const runtime = join(folder, 'runtime');
+  const sockets = join(runtime, 'vfiobox');
+  mkdirSync(sockets, { recursive: true, mode: 0o700 });
+  const killed = createServer().listen(join(sockets, 'x'));
+  await once(killed, 'listening');
+  renameSync(join(sockets, 'x'), join(sockets, 'killed.sock')); // closing removes the old name only
+  await new Promise((done) => killed.close(done));
+  const greeting = `${JSON.stringify({ vfiobox: 1, host: 'default', pid: 1, name: 'alive' })}\n`;
+  const alive = createServer((socket) => socket.on('error', () => {}).end(greeting)).listen(
+    join(sockets, 'alive.sock'),
+  );
+  await once(alive, 'listening');
+  const before = process.env['XDG_RUNTIME_DIR'];
+  process.env['XDG_RUNTIME_DIR'] = runtime;
+  try {
+    const { status, out } = await here('host', 'boxes');
+    assert.deepEqual([status, out], [0, 'alive  pid 1  default\n']);
+    assert.deepEqual(readdirSync(sockets), ['alive.sock']);
+  } finally {
+    if (before === undefined) delete process.env['XDG_RUNTIME_DIR'];
+    else process.env['XDG_RUNTIME_DIR'] = before;
+    alive.close();
+  }
+});
+
 test('decode explains the faults of a log, refuses a text without any, and names a file that is not there', async () => {
   const path = join(folder, 'dmesg.txt');
   const line =
@@ -119,6 +147,7 @@ test('wrong usage is 125, help is 0', async () => {
     ['run', '--seed', 'x', 'true'],
     ['fly'],
     ['run', '--sysfs', 'x', 'true'],
+    ['serve', '--model', 'edu', '--socket-path', join(folder, 's'), '--spin', '1001'],
   ]) {
     const { status, err } = await here(...args);
     assert.equal(status, 125, args.join(' '));
@@ -135,6 +164,7 @@ const runs = canRun
       missing: vfiobox('run', 'no-such-program'),
       notExecutable: vfiobox('run', '--', '/etc/passwd'),
       unknownHost: vfiobox('run', '--host', 'nope', '--', 'echo', 'ran'),
+      noControl: vfiobox('run', '--control', join(folder, 'none/x'), '--', 'echo', 'ran'),
       noTrace: vfiobox('run', '--trace', join(folder, 'none/x'), '--', 'echo', 'ran'),
       fullTrace: vfiobox('run', '--trace', '/dev/full', '--', 'ls', '-l', '/dev/vfio/vfio'),
       explained: vfiobox('run', '--explain', '--', 'cat', '/dev/vfio/99'),
@@ -163,7 +193,7 @@ test('a program that cannot be run: 127 not found, 126 not executable', { skip }
 });
 
 test('a machine or a trace that cannot be had is 125, and the program is not run', { skip }, async () => {
-  for (const run of [runs!.unknownHost, runs!.noTrace]) {
+  for (const run of [runs!.unknownHost, runs!.noTrace, runs!.noControl]) {
     const { status, out, err } = await run;
     assert.deepEqual([status, out], [125, '']);
     assert.match(err, /^vfiobox: [^\n]*\n$/);

@@ -116,7 +116,10 @@ export async function main(args: readonly string[], streams: Streams = standard)
     .option(
       '--spin <microseconds>',
       'look for the next message so long before sleeping, at most 1000: quicker answers for processor time',
-      wholeNumber,
+      (text) => {
+        if (wholeNumber(text) > 1000) throw new InvalidArgumentError('expected at most 1000');
+        return Number(text);
+      },
     )
     .option('--strict-unmap', 'refuse unmaps of anything but one exact map', false)
     .option('--explain', 'print each refused message with its reason on stderr', false)

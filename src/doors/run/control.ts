@@ -68,9 +68,14 @@ export class ControlSocket {
     this.#greeting = { vfiobox: CONTROL_PROTOCOL, host: machine.config.name, pid: process.pid, name };
     const state = clearStalePath(path);
     if (state !== 'free') {
-      throw new SystemError(state === 'taken' ? `another box has ${path}` : `${path} is not a socket`, 98);
+      const isTaken = state === 'taken';
+      throw new SystemError(isTaken ? `another box has ${path}` : `${path} is not a socket`, isTaken ? 98 : 88);
     }
-    this.#listener = listenOnStream(path);
+    try {
+      this.#listener = listenOnStream(path);
+    } catch (error) {
+      throw error instanceof SystemError ? new SystemError(`cannot listen at ${path}`, error.errno) : error;
+    }
     // The folder is the user's alone, so nobody else comes in before this.
     chmodSync(path, 0o600);
     this.#slot = loop.add(this.#listener, { ready: () => this.#accept() });
