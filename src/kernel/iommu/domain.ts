@@ -2,23 +2,19 @@
  * A domain: one address space of the IOMMU, with the page table that holds it.
  *
  * `map` and `unmap` write the table; `unmap` returns only when no unit to which the domain is attached can still use the old
- * translations. Groups attach devices (`attachDevice`, `program`, `detachDevice`); nobody else calls these three.
+ * translations. Groups attach devices (`attachDevice`, `program`, `detachDevice`); nobody else calls these three. Where it is attached
+ * is in attachments.ts.
  */
-import type { PasidEntry } from '../../hw/iommu/entries.ts';
 import { vtdss } from '../../hw/iommu/fmt/vtdss.ts';
 import { x86_64 } from '../../hw/iommu/fmt/x86-64.ts';
-import { coveringBlock } from '../../hw/iommu/invalidation.ts';
 import { LEAF_PAGES, PageTable } from '../../hw/iommu/page-table.ts';
 import type { IommuUnit } from '../../hw/iommu/unit.ts';
-import { ALL_PAGES_ORDER } from '../../hw/pci/ats.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Failpoint } from '../../lib/failpoint.ts';
 import { hex } from '../../lib/pages.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
 import { Attachments } from './attachments.ts';
 import { firstStageFor, guestObstacle, levelsFor, obstacle, requireAbilities } from './compatibility.ts';
-import { entryOf } from './domain-entry.ts';
-import { allocateDid, freeDid, PASS_THROUGH_DID } from './domain-ids.ts';
 
 /** Permissions of a mapping; the values are those of include/linux/iommu.h. */
 export const IOMMU_READ = 1;
@@ -78,11 +74,6 @@ export interface Leaf {
   readonly entry: bigint;
 }
 
-interface Hold {
-  readonly did: number;
-  devices: number;
-}
-
 interface Nesting {
   readonly parent: Domain;
   readonly guest: GuestStage;
@@ -106,9 +97,7 @@ export class Domain {
   /** Of `nested`: the domain that translates the guest's physical addresses. */
   readonly parent: Domain | undefined;
   readonly #guest: GuestStage | undefined;
-  readonly #children = new Set<Domain>();
-  readonly #holds = new Map<IommuUnit, Hold>();
-  readonly #attached = new Attachments();
+  readonly #attached: Attachments;
   #enforcesCoherency = false;
   #relaysNoSnoop = false;
   #isDirtyTracking = false;
@@ -134,7 +123,8 @@ export class Domain {
     this.pgsizeBitmap = isPaging ? [0x1000n, 0x20_1000n, 0x4020_1000n][largestLeaf]! : 0n;
     const format = this.stage === 'first' ? x86_64 : vtdss;
     this.table = isPaging ? new PageTable(format, unit.tables, { levels, largestLeaf }) : undefined;
-    if (nesting !== undefined) nesting.parent.#children.add(this);
+    this.#attached = new Attachments(this, nesting?.guest);
+    if (nesting !== undefined) nesting.parent.#attached.nested.add(this.#attached);
   }
 
   /** Every leaf made from now on overrides no-snoop. */
@@ -190,7 +180,7 @@ export class Domain {
     if (removed > 0 && this.#isStale) {
       this.synchronise();
     } else if (removed > 0) {
-      this.#flush(page, page + removed - 1);
+      this.#attached.flush(page, page + removed - 1);
       table.releaseTables();
     }
     if (traceUnmap.heard) {
@@ -211,7 +201,7 @@ export class Domain {
   synchronise(): void {
     if (!this.#isStale) return;
     this.#isStale = false;
-    this.#flushAll();
+    this.#attached.flushAll();
     this.table?.releaseTables();
   }
 
@@ -239,11 +229,11 @@ export class Domain {
   enforceCacheCoherency(): boolean {
     if (this.#enforcesCoherency) return true;
     if (this.table === undefined || !this.unit.canEnforceCoherency) return false;
-    for (const unit of this.#holds.keys()) if (!unit.canEnforceCoherency) return false;
+    for (const unit of this.#attached.units()) if (!unit.canEnforceCoherency) return false;
     if (this.stage === 'second' && this.#hasHadMappings) return false;
     this.#enforcesCoherency = true;
     // Leaves of a first stage have no such bit: the PASID entries have it, those that exist too.
-    if (this.stage === 'first') this.#reprogram();
+    if (this.stage === 'first') this.#attached.reprogram();
     return true;
   }
 
@@ -257,12 +247,12 @@ export class Domain {
       throw new Errno('EOPNOTSUPP', 'the domain was made without dirty tracking');
     }
     if (on === this.#isDirtyTracking) return;
-    for (const unit of this.#holds.keys()) {
+    for (const unit of this.#attached.units()) {
       if (!unit.capabilities.canTrackDirty) throw new Errno('EINVAL', `unit ${unit.name} sets no dirty bits`);
     }
     this.#isDirtyTracking = on;
-    this.#reprogram();
-    for (const child of this.#children) child.#reprogram();
+    this.#attached.reprogram();
+    for (const nested of this.#attached.nested) nested.reprogram();
   }
 
   /**
@@ -285,7 +275,7 @@ export class Domain {
       visit?.(first, pages);
     });
     // A write through a translation that was cached as dirty would not set the bit again.
-    if (isCleared && found > 0) this.#flush(firstPage, firstPage + count - 1);
+    if (isCleared && found > 0) this.#attached.flush(firstPage, firstPage + count - 1);
   }
 
   /**
@@ -294,8 +284,8 @@ export class Domain {
    */
   invalidateFirstStage(firstPage: number, count: number): void {
     if (this.kind !== 'nested') throw new Errno('EINVAL', `a domain of kind ${this.kind} has no guest's tables`);
-    if (count === Infinity) this.#flushAll();
-    else this.#flush(firstPage, firstPage + count - 1);
+    if (count === Infinity) this.#attached.flushAll();
+    else this.#attached.flush(firstPage, firstPage + count - 1);
   }
 
   /** Whether devices behind `unit` can be attached. */
@@ -307,9 +297,10 @@ export class Domain {
   free(): void {
     if (this.attachments > 0) throw new Errno('EBUSY', `the domain is still attached to ${this.attachments} groups`);
     if (this.#isFree) return;
-    if (this.#children.size > 0) throw new Errno('EBUSY', `${this.#children.size} domains are nested on this one`);
+    const { nested } = this.#attached;
+    if (nested.size > 0) throw new Errno('EBUSY', `${nested.size} domains are nested on this one`);
     this.#isFree = true;
-    if (this.parent !== undefined) this.parent.#children.delete(this);
+    if (this.parent !== undefined) this.parent.#attached.nested.delete(this.#attached);
     this.table?.destroy();
   }
 
@@ -320,102 +311,27 @@ export class Domain {
     attachPoint.hit();
     const obstacle = this.#obstacle(unit);
     if (obstacle !== undefined) throw new Errno('EINVAL', obstacle);
-    if (!this.#hasDid) return;
-    const hold = this.#holds.get(unit);
-    if (hold !== undefined) hold.devices++;
-    else {
-      const did = this.kind === 'sva' ? PASS_THROUGH_DID : allocateDid(unit, this);
-      this.#holds.set(unit, { did, devices: 1 });
-    }
+    this.#attached.hold(unit);
   }
 
   /** Ends `attachDevice`. No context may point here any more when the last device of a unit goes. */
   detachDevice(unit: IommuUnit): void {
-    if (!this.#hasDid) return;
-    const hold = this.#holds.get(unit)!;
-    if (--hold.devices > 0) return;
-    this.#holds.delete(unit);
-    if (hold.did !== PASS_THROUGH_DID) freeDid(unit, hold.did);
+    this.#attached.letGo(unit);
   }
 
   /** Points the contexts of these requesters here; they leave the domain where they were, if any. */
   program(unit: IommuUnit, rids: readonly number[], from?: Domain): void {
-    for (const rid of rids) {
-      if (from !== undefined) from.#attached.remove(unit, rid, -1);
-      if (this.kind === 'blocked') {
-        if (unit.mode === 'scalable') unit.clearPasidEntry(rid, 0);
-        else unit.clearContext(rid);
-      } else if (unit.mode === 'scalable') {
-        unit.setPasidEntry(rid, 0, this.#entry(unit));
-        if (this.#hasDid) this.#attached.add(unit, rid, -1);
-      } else if (this.table === undefined) unit.setContext(rid, PASS_THROUGH_DID, undefined);
-      else {
-        unit.setContext(rid, this.#holds.get(unit)!.did, this.table);
-        this.#attached.add(unit, rid, -1);
-      }
-      // What the device had asked for in the domain before.
-      if (from !== undefined && from !== this) {
-        unit.devices.invalidate(rid, { pasid: -1, isAllPasids: false, firstPage: 0, order: ALL_PAGES_ORDER });
-      }
-    }
+    this.#attached.program(unit, rids, from === undefined ? undefined : from.#attached);
   }
 
   /** Points a PASID of these requesters here; it leaves the domain where it was, if any. */
   programPasid(unit: IommuUnit, rids: readonly number[], pasid: number, from?: Domain): void {
-    for (const rid of rids) {
-      if (from !== undefined) from.#leavePasid(unit, rid, pasid);
-      if (this.kind === 'blocked') continue;
-      unit.setPasidEntry(rid, pasid, this.#entry(unit));
-      if (this.#hasDid) this.#attached.add(unit, rid, pasid);
-    }
+    this.#attached.programPasid(unit, rids, pasid, from === undefined ? undefined : from.#attached);
   }
 
   /** Takes a PASID of these requesters away. */
   unprogramPasid(unit: IommuUnit, rids: readonly number[], pasid: number): void {
-    for (const rid of rids) this.#leavePasid(unit, rid, pasid);
-  }
-
-  /** The order of VT-d 6.5.3.4: entry away, PASID cache, IOTLB, device TLB. */
-  #leavePasid(unit: IommuUnit, rid: number, pasid: number): void {
-    this.#attached.remove(unit, rid, pasid);
-    unit.clearPasidEntry(rid, pasid);
-    unit.iotlb.invalidateDomain(this.#didAt(unit), this.stage === 'second' ? -1 : pasid);
-    unit.devices.invalidate(rid, { pasid, isAllPasids: false, firstPage: 0, order: ALL_PAGES_ORDER });
-  }
-
-  get #hasDid(): boolean {
-    return this.kind !== 'blocked' && this.kind !== 'identity';
-  }
-
-  #didAt(unit: IommuUnit): number {
-    return this.#holds.get(unit)?.did ?? PASS_THROUGH_DID;
-  }
-
-  #entry(unit: IommuUnit): PasidEntry {
-    return entryOf(this, this.#guest, this.#didAt(unit), unit.isWalkSnooped);
-  }
-
-  /** Writes all PASID entries of the domain again: something in them has changed. */
-  #reprogram(): void {
-    for (const { unit, rid, pasid } of this.#attached.list()) {
-      if (unit.mode !== 'scalable') continue;
-      unit.setPasidEntry(rid, Math.max(pasid, 0), this.#entry(unit));
-    }
-    this.#flushAll();
-  }
-
-  /** IOTLBs and device TLBs forget the pages `[first, last]`; what is nested on this domain is forgotten whole. */
-  #flush(first: number, last: number): void {
-    const { firstPage, order } = coveringBlock(first, last);
-    for (const [unit, { did }] of this.#holds) unit.invalidatePages(did, firstPage, order);
-    if (this.#attached.hasDeviceTlbs) this.#attached.invalidate(firstPage, order);
-    for (const child of this.#children) child.#flushAll();
-  }
-
-  #flushAll(): void {
-    for (const [unit, { did }] of this.#holds) unit.invalidateDomain(did);
-    this.#attached.invalidate(0, ALL_PAGES_ORDER);
-    for (const child of this.#children) child.#flushAll();
+    this.#attached.unprogramPasid(unit, rids, pasid);
   }
 
   #paging(): PageTable {
@@ -451,43 +367,4 @@ function bytesOf(pages: number): bigint {
 
 function pagesText(page: number, count: number): string {
   return `${hex(bytesOf(page))}..${hex(bytesOf(page + count) - 1n)}`;
-}
-
-/**
- * A guest's first stage above `parent`, which translates the guest's physical addresses. EOPNOTSUPP: the unit does not nest. EINVAL:
- * the parent was not made for it, or the address width is neither 48 nor 57.
- */
-export function nestedDomain(parent: Domain, guest: GuestStage): Domain {
-  if (!parent.unit.capabilities.hasNesting || parent.unit.mode !== 'scalable') {
-    throw new Errno('EOPNOTSUPP', `unit ${parent.unit.name} does not nest`);
-  }
-  if (parent.stage !== 'second' || parent.options.isNestParent !== true) {
-    throw new Errno('EINVAL', 'nothing can be nested on this domain');
-  }
-  if (guest.addressWidth !== 48 && guest.addressWidth !== 57) {
-    throw new Errno('EINVAL', `a first stage has 48 or 57 address bits, not ${guest.addressWidth}`);
-  }
-  return new Domain(parent.unit, 'nested', {}, { parent, guest });
-}
-
-const blocked = new WeakMap<IommuUnit, Domain>();
-const identity = new WeakMap<IommuUnit, Domain>();
-
-/** The one domain of a unit in which nothing is reachable. */
-export function blockedDomain(unit: IommuUnit): Domain {
-  return staticDomain(blocked, unit, 'blocked');
-}
-
-/** The one domain of a unit in which IOVAs are physical addresses. */
-export function identityDomain(unit: IommuUnit): Domain {
-  return staticDomain(identity, unit, 'identity');
-}
-
-function staticDomain(known: WeakMap<IommuUnit, Domain>, unit: IommuUnit, kind: DomainKind): Domain {
-  let domain = known.get(unit);
-  if (domain === undefined) {
-    domain = new Domain(unit, kind);
-    known.set(unit, domain);
-  }
-  return domain;
 }

@@ -12,8 +12,9 @@ import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
 import { enableAbilities, hasAts, maxPasids } from './device-abilities.ts';
-import { blockedDomain, type Domain } from './domain.ts';
+import type { Domain } from './domain.ts';
 import { mergeReserved, type ReservedRegion } from './reserved-regions.ts';
+import { blockedDomain } from './special-domains.ts';
 
 export { maxPasids } from './device-abilities.ts';
 export type { ReservedRegion, ReservedType } from './reserved-regions.ts';

@@ -6,10 +6,11 @@ import type { IommuUnit } from '../../hw/iommu/unit.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import type { TopologyFunction } from '../../hw/pci/topology.ts';
 import { Errno } from '../../lib/errno.ts';
-import { Domain, type DomainKind, identityDomain } from './domain.ts';
+import { Domain, type DomainKind } from './domain.ts';
 import { IommuGroup } from './group.ts';
 import { groupOf } from './group-of.ts';
 import { type ReservedRegion, reservedOf } from './reserved-regions.ts';
+import { identityDomain } from './special-domains.ts';
 
 export interface IommuOptions {
   /** All functions of a slot in one group, whatever ACS says (2011: `iommu=group_mf`). */

@@ -7,8 +7,9 @@ import { ats, pasid, pri } from '../../hw/pci/extended-capabilities.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import type { FunctionSpec } from '../../hw/pci/function-spec.ts';
 import * as reg from '../../uapi/pci-regs.ts';
-import { Domain, identityDomain, nestedDomain } from './domain.ts';
+import { Domain } from './domain.ts';
 import { maxPasids } from './group.ts';
+import { identityDomain, nestedDomain } from './special-domains.ts';
 import { endpoint, IommuMachine, refuses, rootPort } from './test-machine.ts';
 
 const SCALABLE = { units: [{ preset: 'nested-sm' }] } as const;

@@ -15,11 +15,12 @@ import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import * as reg from '../../uapi/pci-regs.ts';
 import type { Mm } from '../core/mm.ts';
-import { blockedDomain, Domain, IOMMU_READ, IOMMU_WRITE } from './domain.ts';
+import { Domain, IOMMU_READ, IOMMU_WRITE } from './domain.ts';
 import { type IommuGroup, maxPasids } from './group.ts';
 import type { PageFaultGroup, PageFaults } from './io-pgfault.ts';
 import { INVALID_IOASID, IoasidError, IoasidSet, type Ioasids } from './ioasid.ts';
 import { FIRST_GLOBAL_PASID } from './pasid-global.ts';
+import { blockedDomain } from './special-domains.ts';
 
 /** A process whose addresses the devices of a group use. */
 export interface SvaBond {

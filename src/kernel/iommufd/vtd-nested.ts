@@ -12,7 +12,8 @@ import {
   iommu_hwpt_vtd_s1_invalidate,
 } from '../../uapi/iommufd.ts';
 import type { Task } from '../core/task.ts';
-import { Domain, nestedDomain } from '../iommu/domain.ts';
+import { Domain } from '../iommu/domain.ts';
+import { nestedDomain } from '../iommu/special-domains.ts';
 import { type InvalidateRequest, type NestedDomain, UserData } from './device-iommu.ts';
 import type { PagingDomain } from './paging-domain.ts';
 
