@@ -2,16 +2,17 @@
  * IOVA allocation and ids against C: `npm run build && taskset -c 1 node dist/bench/iova.bench.js`.
  *
  * The C twin (iova-twin.c) is the kernel's algorithm, written anew: a red-black tree with magazines before it, and its locks; for ids a bitmap under
- * bitmaps. Rounds alternate, the table prints medians and their ratio, and both sides must have given the same addresses. Each round
+ * bitmaps, and Linux's own ida when a source tree is at hand (kernel-ida.ts). Rounds alternate, the table prints medians and their ratio, and both sides must have given the same addresses. Each round
  * of TypeScript is in one process, so its first is not counted.
  */
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { IoasidSet, Ioasids } from '../src/kernel/iommu/ioasid.ts';
 import { IovaAllocator } from '../src/kernel/iommu/iova.ts';
 import { IdSpace } from '../src/lib/id-space.ts';
+import { compileKernelIda } from './kernel-ida.ts';
 
 const ROUNDS = 5;
 const HIGH = 2 ** 36 - 1;
@@ -32,6 +33,8 @@ interface Case {
   /** Operations that one of `count` stands for. */
   readonly each: number;
   readonly goal?: number;
+  /** Compared with Linux's own ida too; of that time at most so much. */
+  readonly idaGoal?: number;
   /** Nanoseconds and the sum of what was given. */
   readonly run: (count: number) => [number, number];
 }
@@ -126,6 +129,7 @@ const cases: Case[] = [
     what: '2^20 ids: filled, freed scattered, filled',
     count: IDS,
     each: 3,
+    idaGoal: 0.33,
     run: (count) => {
       const ids = new IdSpace();
       return timed(() => {
@@ -142,6 +146,7 @@ const cases: Case[] = [
     what: '  as IOASIDs, with set, data and references',
     count: IDS,
     each: 3,
+    idaGoal: 0.33,
     run: (count) => {
       const ids = new Ioasids();
       const set = new IoasidSet<object>();
@@ -170,27 +175,40 @@ try {
   console.log(
     `node ${process.version}, medians of ${ROUNDS} interleaved rounds; C: the kernel's algorithm written anew`,
   );
-  for (const { name, what, count, each, goal, run } of cases) {
+  const ida = compileKernelIda(folder, join(dirname(source), 'ida-twin.c'));
+  if ('missing' in ida) console.log(`Linux's own ida: ${ida.missing}`);
+  const idaProgram = 'program' in ida ? ida.program : undefined;
+  for (const { name, what, count, each, goal, idaGoal, run } of cases) {
     const ours: number[] = [];
     const theirs: number[] = [];
+    const idas: number[] = [];
     for (let round = 0; round <= ROUNDS; round++) {
       const [time, sum] = run(count);
-      const [twinTime, twinSum] = execFileSync(program, [name, `${count}`], { encoding: 'utf8' })
-        .split(' ')
-        .map(Number);
-      if (sum !== twinSum) {
-        console.log(`${what}: C gave other addresses (${twinSum}) than TypeScript (${sum})`);
-        isWrong = true;
+      const twins: [number[], string, string[]][] = [[theirs, program, [name, `${count}`]]];
+      if (idaGoal !== undefined && idaProgram !== undefined) twins.push([idas, idaProgram, [`${count}`]]);
+      for (const [times, twin, args] of twins) {
+        const [twinTime, twinSum] = execFileSync(twin, args, { encoding: 'utf8' }).split(' ').map(Number);
+        if (sum !== twinSum) {
+          console.log(`${what}: C gave other numbers (${twinSum}) than TypeScript (${sum})`);
+          isWrong = true;
+        }
+        if (round > 0) times.push(twinTime! / count / each);
       }
-      if (round === 0) continue;
-      ours.push(time / count / each);
-      theirs.push(twinTime! / count / each);
+      if (round > 0) ours.push(time / count / each);
     }
-    const ratio = median(ours) / median(theirs);
+    const value = median(ours);
+    const ratio = value / median(theirs);
     const wanted = goal === undefined ? '' : `  (goal ${goal}x${ratio > goal ? ', MISSED' : ''})`;
     console.log(
-      `${what.padEnd(56)} ${median(ours).toFixed(2).padStart(8)} ns   C ${median(theirs).toFixed(2)}  ratio ${ratio.toFixed(2)}${wanted}`,
+      `${what.padEnd(56)} ${value.toFixed(2).padStart(8)} ns   C ${median(theirs).toFixed(2)}  ratio ${ratio.toFixed(2)}${wanted}`,
     );
+    if (idas.length > 0) {
+      const toIda = value / median(idas);
+      const verdict = toIda > idaGoal! ? ', MISSED' : '';
+      console.log(
+        `${"  to Linux's own ida".padEnd(67)}    C ${median(idas).toFixed(2)}  ratio ${toIda.toFixed(2)}  (goal ${idaGoal}x${verdict})`,
+      );
+    }
   }
 } finally {
   rmSync(folder, { recursive: true });
