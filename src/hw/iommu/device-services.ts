@@ -15,7 +15,7 @@ import { type Access, READ, WRITE } from '../pci/dma.ts';
 import { FaultReason } from './faults.ts';
 import { SNOOPED } from './iotlb.ts';
 import { PageRequestQueue } from './page-request-queue.ts';
-import { type Binding, isEntryFault } from './requesters.ts';
+import { type Binding, isEntryFault } from './requester-tables.ts';
 import { isInterruptPage, MSI_FIRST_PAGE, type Translator } from './translator.ts';
 
 export class DeviceServices {

@@ -24,6 +24,17 @@ function denied(access: number): string {
   return access === 2 ? 'no write permission' : 'no read permission';
 }
 
+/** Whether a page request can mend what the walk met. */
+export function isSecondStageRecoverable(failure: WalkFailure): boolean {
+  return failure === 'not present' || failure === 'permission';
+}
+
+/** As `isSecondStageRecoverable`, of a first stage, alone or nested. */
+export function isFirstStageRecoverable(failure: FirstStageFailure): boolean {
+  if (failure.kind === 'second') return isSecondStageRecoverable(failure.why);
+  return ['not present', 'user', 'write', 'exec'].includes(failure.kind);
+}
+
 /** Of a second stage alone. */
 export function secondStageRefusal(failure: WalkFailure, access: number, isScalable: boolean): Refusal {
   const short = failure === 'permission' ? denied(access) : shortOf[failure];

@@ -11,14 +11,15 @@ import { Tracepoint } from '../../lib/tracepoint.ts';
 import type { DmaAttributes } from '../pci/ats.ts';
 import type { Access, Upstream } from '../pci/dma.ts';
 import { type Fault, FaultLog, FaultReason, faultReasonName } from './faults.ts';
-import { type FirstStageFailure, FirstStageWalk } from './first-stage.ts';
-import { entryValue } from './fmt/format.ts';
+import { FirstStageWalk } from './first-stage.ts';
 import type { InterruptRemapping } from './interrupt-remapping.ts';
 import { Iotlb, SNOOPED } from './iotlb.ts';
-import { firstStageRefusal, type Refusal, secondStageRefusal } from './reasons.ts';
+import { isFirstStageRecoverable, isSecondStageRecoverable, type Refusal } from './reasons.ts';
+import { describeFirst, describeSecond } from './refusal-details.ts';
 import type { UnitCapabilities } from './registers.ts';
-import { type Binding, type EntryFault, isEntryFault, Requesters } from './requesters.ts';
-import { SecondStageWalk, type WalkFailure } from './second-stage.ts';
+import { type Binding, type EntryFault, isEntryFault } from './requester-tables.ts';
+import { Requesters } from './requesters.ts';
+import { SecondStageWalk } from './second-stage.ts';
 import type { TableMemory } from './table-memory.ts';
 
 const ioPageFault = new Tracepoint<{
@@ -227,7 +228,7 @@ export class Translator implements Upstream {
   /** Whether what `stages` met is what a page request can mend. */
   get isRecoverable(): boolean {
     if (this.#hasHitWindow) return false;
-    return this.#isFirst ? isFirstRecoverable(this.first.failure) : isRecoverable(this.second.failure);
+    return this.#isFirst ? isFirstStageRecoverable(this.first.failure) : isSecondStageRecoverable(this.second.failure);
   }
 
   /** Whether a PASID entry allows requests for execution, or in privileged mode. Else it is recorded. */
@@ -366,36 +367,14 @@ export class Translator implements Upstream {
     return this.#refuse(binding, page, access, refusal, 'addresses 0xfee00000 to 0xfeefffff are interrupt messages');
   }
 
-  #beyond(binding: Binding, page: number, access: Access): -1 {
-    const detail = `the address has more than the ${this.mgaw} bits of this unit`;
-    const isScalable = binding.context.did < 0;
-    return this.#refuse(binding, page, access, secondStageRefusal('beyond', access, isScalable), detail);
-  }
-
   #refuseSecond(binding: Binding, page: number, access: Access): -1 {
-    const { failure, level } = this.second;
-    if (failure === 'beyond') return this.#beyond(binding, page, access);
-    const refusal = secondStageRefusal(failure, access, binding.context.did < 0);
-    const entry = entryText(this.second);
-    const kind = access === 2 ? 'write' : 'read';
-    const detail =
-      failure === 'permission'
-        ? `no ${kind} permission in the leaf at level ${level} (${entry})`
-        : failure === 'not present'
-          ? `not present at level ${level} (${entry})`
-          : failure === 'reserved'
-            ? reservedText(this.second, level, entry, this.capabilities.canEnforceCoherency)
-            : `${refusal.short} at level ${level} (page 0x${this.second.page.toString(16)})`;
+    const { refusal, detail } = describeSecond(this.second, access, binding.context.did < 0, this.capabilities);
     return this.#refuse(binding, page, access, refusal, detail);
   }
 
   #refuseFirst(binding: Binding, page: number, access: Access): -1 {
-    const { failure, level } = this.first;
-    const refusal = firstStageRefusal(failure, access);
-    const at = failure.kind === 'canonical' ? '' : ` at level ${level} of the first stage (${entryText(this.first)})`;
-    const below =
-      failure.kind === 'second' ? `, level ${this.second.level} of the second (${entryText(this.second)})` : '';
-    return this.#refuse(binding, page, access, refusal, `${refusal.short}${at}${below}`);
+    const { refusal, detail } = describeFirst(this.first, this.second, access);
+    return this.#refuse(binding, page, access, refusal, detail);
   }
 
   #refuse(binding: Binding, page: number, access: Access, refusal: Refusal, detail: string): -1 {
@@ -420,15 +399,6 @@ export function isInterruptPage(page: number): boolean {
   return page >= MSI_FIRST_PAGE && page <= MSI_LAST_PAGE;
 }
 
-function isRecoverable(failure: WalkFailure): boolean {
-  return failure === 'not present' || failure === 'permission';
-}
-
-function isFirstRecoverable(failure: FirstStageFailure): boolean {
-  if (failure.kind === 'second') return isRecoverable(failure.why);
-  return ['not present', 'user', 'write', 'exec'].includes(failure.kind);
-}
-
 function describe(
   rid: number,
   pasid: number,
@@ -438,13 +408,4 @@ function describe(
   detail: string,
 ): Fault {
   return { rid, pasid, page, access: access === 1 ? 'read' : 'write', reason, detail };
-}
-
-function entryText({ low, high }: { readonly low: number; readonly high: number }): string {
-  return `entry 0x${entryValue(low, high).toString(16)}`;
-}
-
-function reservedText(walk: SecondStageWalk, level: number, entry: string, canSnoop: boolean): string {
-  if (walk.isSnooped && !canSnoop) return `${entry} has SNP, which this unit lacks`;
-  return level > 2 ? `a leaf at level ${level} (${entry})` : entry;
 }

@@ -17,7 +17,7 @@ import { TableMemory } from './table-memory.ts';
 import { TablePool } from './table-pool.ts';
 import { type Staleness, Translator } from './translator.ts';
 
-export { ridText } from './requesters.ts';
+export { ridText } from './requester-tables.ts';
 export { MSI_FIRST_PAGE, MSI_LAST_PAGE, type Staleness } from './translator.ts';
 
 /** The page request queue has 2^4 pages: 2048 entries. */
