@@ -363,7 +363,7 @@ static void walk(int pasid, uint64_t head, uint32_t limit, int adds)
 	put32(&walker, 0x14, adds ? 3 : 1);
 }
 
-/* The status once it is not busy, or waits for a page. Error codes: 1 translation, 2 INVALID, 3 FAILURE. */
+/* The status once it is not busy, or waits for a page. Error codes: 1 translation, 2 the answer is INVALID. */
 static uint32_t settled(void)
 {
 	for (int i = 0; i < 20000; i++) {
@@ -530,7 +530,7 @@ static void stale(void)
 	invalidate_all(nested);
 	NEED(fill(-1, 0x5010, 6, 4) == 5);
 	walk(8, 0x5000, 1, 0);
-	NEED(finished() == (DONE | ERROR | 3 << 8)); /* it asks for the page, and nobody serves requests */
+	NEED(finished() == (DONE | ERROR | 2 << 8)); /* it asks for the page, and nobody takes requests */
 	end_machine();
 }
 
@@ -621,7 +621,7 @@ static void astray(void)
 	NEED(ioctl(iommu, IOMMU_IOAS_UNMAP, &unmap) == 0 && unmap.length == HIGH_PAGES * PAGE);
 	NEED(fill(-1, 0x9010, 10, 4) == 5 && word(HIGH + 3 * PAGE + 0x10) == 9);
 	walk(8, 0x9000, 1, 0);
-	NEED(finished() == (DONE | ERROR | 3 << 8));
+	NEED(finished() == (DONE | ERROR | 2 << 8));
 	NEED(map_high() == 0);
 	NEED(fill(-1, 0x9010, 11, 4) == 0 && word(HIGH + 3 * PAGE + 0x10) == 11);
 	NEED(sum_of(8, 0x9000) == 900);
@@ -756,7 +756,7 @@ static void unanswered(void)
 	NEED(attach(&walker, plain, 8) == 0);
 	NEED(settled() == (DONE | ERROR | 2 << 8));
 	walk(8, 0x10000, 10, 0);
-	NEED(finished() == (DONE | ERROR | 3 << 8));
+	NEED(finished() == (DONE | ERROR | 2 << 8));
 	/* The device is closed while it waits. */
 	NEED(attach(&walker, nested, 8) == 0);
 	walk(8, 0x10000, 10, 0);
@@ -969,6 +969,56 @@ static void virtual_iommu(void)
 	end_machine();
 }
 
+/* A guest that resets its device, and nonsense of any kind. */
+static void resets(void)
+{
+	struct iommu_hwpt_pgfault fault, rest[8];
+	uint32_t queue, count;
+	start_machine(0);
+	int fd = fault_queue(&queue);
+	uint64_t top = new_table();
+	uint32_t nested = nest(&walker, top, queue);
+	/* By requester ID a table with a queue serves no PASID: VT-d has the PASID table for itself. */
+	NEED(attach(&walker, nested, -1) == 0);
+	walk(9, 0x10000, 10, 0);
+	NEED(finished() == (DONE | ERROR | 1 << 8));
+	NEED(attach(&walker, nested, 8) == 0 && attach(&testdev, parent, -1) == 0);
+	put_node(1 * PAGE, 0, 5);
+	for (int i = 0; i < 3; i++) {
+		*entry_of(top, 4, 0x10000) = 0;
+		invalidate_all(nested);
+		walk(8, 0x10000, 10, 0);
+		fault = next_fault(fd);
+		NEED(fault.addr == 0x10000 && fault.pasid == 8);
+		/* The answer of a request that the device has forgotten. */
+		NEED(ioctl(walker.fd, VFIO_DEVICE_RESET) == 0);
+		NEED(!(get32(&walker, 0x18) & BUSY));
+		guest_map(top, 0x10000, 1 * PAGE, ENTRY_ALL);
+		NEED(answer(fd, fault.cookie, IOMMUFD_PAGE_RESP_SUCCESS) == 8);
+		/* What was attached is attached, and the device can ask and translate. */
+		uint16_t command = 6;
+		NEED(pwrite(walker.fd, &command, 2, walker.config + 4) == 2);
+		NEED(sum_of(8, 0x10000) == 5);
+	}
+	NEED(read(fd, rest, sizeof(rest)) == 0);
+	/* Invalidations of any size end soon. */
+	uint64_t sizes[] = { 0, 1ull << 20, 1ull << 36, 1ull << 40, 1ull << 52, 1ull << 63, UINT64_MAX - 1 };
+	uint64_t starts[] = { 0, 0x10000, 1ull << 47, 0xfffffffffffff000 };
+	for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+		for (unsigned k = 0; k < sizeof(starts) / sizeof(starts[0]); k++) {
+			struct iommu_hwpt_vtd_s1_invalidate entry = { .addr = starts[k], .npages = sizes[i] };
+			count = 1;
+			NEED(invalidate(nested, &entry, &count) == 0 && count == 1);
+		}
+	guest_map(top, 0x10000, 2 * PAGE, ENTRY_ALL);
+	put_node(2 * PAGE, 0, 6);
+	struct iommu_hwpt_vtd_s1_invalidate most = { .addr = 0, .npages = 1ull << 36 };
+	count = 1;
+	NEED(invalidate(nested, &most, &count) == 0 && sum_of(8, 0x10000) == 6);
+	close(fd);
+	end_machine();
+}
+
 /* Killed in the middle: a fault that waits, another that nobody has read, DMA that goes on. */
 static void killed(void)
 {
@@ -994,7 +1044,7 @@ static void killed(void)
 static const struct { const char *name; void (*run)(void); } steps[] = {
 	{ "hardware", hardware }, { "both-stages", both_stages }, { "stale", stale }, { "bad-entries", bad_entries },
 	{ "astray", astray }, { "requests", requests }, { "unanswered", unanswered }, { "migration", migration },
-	{ "replaced", replaced }, { "virtual-iommu", virtual_iommu }, { "killed", killed },
+	{ "replaced", replaced }, { "virtual-iommu", virtual_iommu }, { "resets", resets }, { "killed", killed },
 };
 
 static const char *const counters[] = { "pins", "objects", "files", "blocks", "faults", "bonds", "maps", "irqs" };

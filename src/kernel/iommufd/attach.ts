@@ -59,15 +59,15 @@ export class IommufdGroup {
   }
 
   /**
-   * The attachment that page requests with a PASID go to: its own, or that of the requester ID when the guest has the PASID table
-   * (a nested table).
+   * The attachment that page requests with a PASID go to: its own, or that of the requester ID when that is nested and guests of this IOMMU
+   * have the PASID table.
    */
   attachmentOfRequest(pasid: number | undefined): Attachment | undefined {
     if (pasid === undefined) return this.attachments.get(NO_PASID);
     const own = this.attachments.get(pasid);
     if (own !== undefined) return own;
     const whole = this.attachments.get(NO_PASID);
-    return whole?.hwpt.kind === 'hwpt-nested' ? whole : undefined;
+    return whole?.hwpt.kind === 'hwpt-nested' && whole.device.iommu.hasUserPasidTable === true ? whole : undefined;
   }
 
   isAttached(device: HwptDevice, pasid: number): boolean {

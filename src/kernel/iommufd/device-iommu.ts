@@ -128,6 +128,8 @@ export interface DeviceIommu {
   readonly pasidCapabilities?: number;
   /** Page requests of the device go through a resource of several functions (PRI of a VF). */
   readonly hasSharedPageRequests: boolean;
+  /** A nested table of the requester ID is the guest's PASID table: page requests of all PASIDs are its. */
+  readonly hasUserPasidTable?: boolean;
   /** Data of GET_HW_INFO. EOPNOTSUPP: not this type. */
   hwInfo(type: number): { type: number; data: Uint8Array };
   /** A new page table. EOPNOTSUPP: flags or data that the hardware does not know. */

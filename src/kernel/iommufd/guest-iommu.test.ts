@@ -206,13 +206,28 @@ test('F-33: a page request goes from the device through the program to the guest
   vmm.end();
 });
 
-test('a device that cannot ask for pages gets no table with a fault queue, and requests that nobody takes fail', () => {
+test('a device that cannot ask for pages gets no table with a fault queue, and requests that nobody takes are invalid', () => {
   const vmm = new Vmm();
   const responses: string[] = [];
   vmm.fn.dma.onPageResponse = ({ code }) => responses.push(code);
   vmm.device.attach(vmm.nest(vmm.parent()));
   vmm.fn.dma.requestPage({ address: 0x7000, read: true, write: false, last: true, group: 1 });
-  assert.deepEqual(responses, ['failure']);
+  assert.deepEqual(responses, ['invalid']);
+  vmm.end();
+});
+
+test('a guest of VT-d has no PASID table of its own: requests with a PASID that is not attached reach no fault queue', () => {
+  const vmm = new Vmm();
+  const queue = vmm.program.call(uapi.IOMMU_FAULT_QUEUE_ALLOC, uapi.iommu_fault_alloc, {});
+  const file = vmm.program.task.file(queue.out_fault_fd) as FaultQueueFile;
+  const responses: string[] = [];
+  vmm.fn.dma.onPageResponse = ({ code, pasid: of }) => responses.push(`${of}: ${code}`);
+  vmm.device.attach(vmm.nest(vmm.parent(), { flags: uapi.IOMMU_HWPT_FAULT_ID_VALID, fault_id: queue.out_fault_id }));
+  const request = { address: 0x7000, read: true, write: false, last: true, group: 1 };
+  vmm.fn.dma.requestPage({ ...request, pasid: 9 });
+  assert.deepEqual([responses, file.poll() & 1], [['9: invalid'], 0]);
+  vmm.fn.dma.requestPage(request);
+  assert.deepEqual([responses, file.poll() & 1], [['9: invalid'], 1]);
   vmm.end();
 });
 

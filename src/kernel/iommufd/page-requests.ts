@@ -21,10 +21,13 @@ export interface PageRequest {
   readonly isLast: boolean;
 }
 
-/** What the device is told. `failure`: nobody takes requests, and it should stop asking. */
-export type PageAnswer = 'success' | 'invalid' | 'failure';
+/** What the device is told. Requests that nobody takes are answered `invalid` as well, as the kernel does. */
+export type PageAnswer = 'success' | 'invalid';
 
-/** Requests of groups that are not complete, one for each device. */
+/** The most requests of a device that wait for the rest of their groups; more are lost, as in a kernel without memory. */
+const MOST_PARTIAL = 4096;
+
+/** A device's requests of groups that are not complete. */
 export class PageRequestGroups {
   #partial: PageRequest[] = [];
 
@@ -34,11 +37,11 @@ export class PageRequestGroups {
     const fault = attachment?.hwpt.fault;
     if (attachment === undefined || fault === undefined) {
       this.#take(request.group);
-      respond('failure');
+      respond('invalid');
       return;
     }
     if (!request.isLast) {
-      this.#partial.push(request);
+      if (this.#partial.length < MOST_PARTIAL) this.#partial.push(request);
       return;
     }
     const faults = [...this.#take(request.group), request].map((one) => wire(one, attachment.device.id));

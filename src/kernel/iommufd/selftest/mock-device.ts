@@ -52,6 +52,7 @@ export class MockDevice implements DeviceIommu {
   readonly hasDirtyTracking: boolean;
   readonly hasAts = false;
   readonly maxPasids: number;
+  readonly hasUserPasidTable = true;
   readonly hasSharedPageRequests = false;
   /** Words that a virtual IOMMU invalidates. */
   readonly cache = new Uint32Array(MOCK_DEV_CACHE_NUM).fill(IOMMU_TEST_DEV_CACHE_DEFAULT);
