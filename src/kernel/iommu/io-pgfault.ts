@@ -15,7 +15,7 @@ import { Tracepoint } from '../../lib/tracepoint.ts';
 import type { Domain } from './domain.ts';
 import type { IommuGroup } from './group.ts';
 import type { IommuCore } from './iommu.ts';
-import { offerPageRequest } from './page-requests.ts';
+import { offerPageRequest, servePageRequests } from './page-requests.ts';
 
 /** Requests that one device may have waiting for the ends of their groups. */
 const MOST_PARTIAL = 4096;
@@ -94,6 +94,7 @@ export class PageFaults {
   serve(unit: IommuUnit): void {
     const { delay } = this.#options;
     let isDue = false;
+    servePageRequests(unit, () => this.handle(unit));
     unit.pageRequestEvent = () => {
       if (delay === undefined) this.handle(unit);
       else if (!isDue) {

@@ -10,6 +10,8 @@ import type { IommuUnit } from '../../hw/iommu/unit.ts';
 export type PageRequestTaker = (request: QueuedPageRequest) => boolean;
 
 const takers = new WeakMap<IommuUnit, Set<PageRequestTaker>>();
+/** How the host takes what is in a unit's queue, where it serves the unit. */
+const hosts = new WeakMap<IommuUnit, () => void>();
 
 /** Shows all page requests of a unit to `taker` from now on; the result ends that. */
 export function takePageRequests(unit: IommuUnit, taker: PageRequestTaker): () => void {
@@ -25,6 +27,19 @@ export function takePageRequests(unit: IommuUnit, taker: PageRequestTaker): () =
   return () => {
     known.delete(taker);
   };
+}
+
+/** The host serves the unit: `handle` takes all that is in its queue. */
+export function servePageRequests(unit: IommuUnit, handle: () => void): void {
+  hosts.set(unit, handle);
+}
+
+/** What devices have asked for up to now is with who answers it when this returns. Done before a table is taken from a device. */
+export function drainPageRequests(unit: IommuUnit): void {
+  unit.drainPageRequests();
+  const handle = hosts.get(unit);
+  if (handle !== undefined) handle();
+  else if (takers.has(unit)) empty(unit);
 }
 
 /** Whether somebody took the request. */

@@ -111,6 +111,7 @@ export class IommufdGroup {
     if (attachment?.devices.delete(device) !== true) return undefined;
     const { hwpt, devices } = attachment;
     if (devices.size === 0) {
+      if (hwpt.fault !== undefined) device.iommu.drainPageRequests?.();
       this.attachments.delete(pasid);
       if (pasid === NO_PASID) device.iommu.detach();
       else device.iommu.detachPasid?.(pasid);
@@ -140,6 +141,7 @@ export class IommufdGroup {
       this.#check(hwpt, device, pasid);
       replaceFails.hit();
       if (hwpt.fault !== undefined) device.iommu.checkPageRequests?.();
+      if (old.fault !== undefined) device.iommu.drainPageRequests?.();
       if (pasid === NO_PASID) device.iommu.replace(hwpt.domain);
       else device.iommu.replacePasid?.(hwpt.domain, pasid);
     } catch (error) {

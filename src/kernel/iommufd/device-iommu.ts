@@ -140,6 +140,8 @@ export interface DeviceIommu {
   checkPageRequests?(): void;
   /** Shows the page requests of the device, with the way to answer a group; the result ends that. */
   onPageRequest?(take: (request: PageRequest, respond: (answer: PageAnswer) => void) => void): () => void;
+  /** Before the device loses a table: what it has asked for through it is delivered when this returns. */
+  drainPageRequests?(): void;
   /** Makes the hardware's part of a virtual IOMMU of this type. Undefined: it has none of that type. */
   viommuOfType?(type: number): InitViommu | undefined;
   /** Takes the group from the host's drivers. EPERM, EBUSY, EINVAL. */

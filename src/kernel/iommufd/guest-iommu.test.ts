@@ -231,6 +231,29 @@ test('a guest of VT-d has no PASID table of its own: requests with a PASID that 
   vmm.end();
 });
 
+test('F-32: what a device asked for before it lost its table is answered, and does not reach the next one, however late the host is', () => {
+  const vmm = new Vmm();
+  const queue = vmm.program.call(uapi.IOMMU_FAULT_QUEUE_ALLOC, uapi.iommu_fault_alloc, {});
+  const file = vmm.program.task.file(queue.out_fault_fd) as FaultQueueFile;
+  const responses: string[] = [];
+  vmm.fn.dma.onPageResponse = ({ code, group }) => responses.push(`${group}: ${code}`);
+  const parent = vmm.parent();
+  const how = { flags: uapi.IOMMU_HWPT_FAULT_ID_VALID, fault_id: queue.out_fault_id };
+  const [first, second] = [vmm.nest(parent, how), vmm.nest(parent, how)];
+  vmm.device.attach(first);
+  // The event of the unit comes later than all that follows.
+  vmm.machine.units[0]!.pageRequestEvent = () => {};
+  const ask = (group: number): unknown =>
+    vmm.fn.dma.requestPage({ address: 0x7000, read: true, write: false, last: true, group });
+  ask(1);
+  vmm.device.replace(second);
+  assert.deepEqual([responses, file.poll() & 1], [['1: invalid'], 0]);
+  ask(2);
+  vmm.device.detach();
+  assert.deepEqual([responses, file.poll() & 1], [['1: invalid', '2: invalid'], 0]);
+  vmm.end();
+});
+
 test('PASIDs of a real device: each its own table, replaced without a fault, gone with the device', () => {
   const vmm = new Vmm();
   const { program, device } = vmm;

@@ -25,7 +25,7 @@ import {
 import * as reg from '../../uapi/pci-regs.ts';
 import { Domain } from '../iommu/domain.ts';
 import { type IommuGroup, maxPasids } from '../iommu/group.ts';
-import { takePageRequests } from '../iommu/page-requests.ts';
+import { drainPageRequests, takePageRequests } from '../iommu/page-requests.ts';
 import type { DeviceIommu, InitViommu, NestedDomain, UserData } from './device-iommu.ts';
 import type { PageAnswer, PageRequest } from './page-requests.ts';
 import type { DirtyTracking, PagingDomain } from './paging-domain.ts';
@@ -223,6 +223,10 @@ export class VtdDeviceIommu implements DeviceIommu {
       take(asked(queued), (answer) => unit.respondPageRequest(queued, answer));
       return true;
     });
+  }
+
+  drainPageRequests(): void {
+    drainPageRequests(this.#unit);
   }
 
   get #unit(): IommuUnit {
