@@ -8,8 +8,8 @@ import { Errno } from '../../lib/errno.ts';
 import { Failpoint } from '../../lib/failpoint.ts';
 import { hex, U64_MAX } from '../../lib/pages.ts';
 import { IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.ts';
+import { type Access, type Area, lastOf } from './area.ts';
 import { type IommufdContext, IommufdObject } from './context.ts';
-import { type Access, type Area, lastOf } from './io-pagetable.ts';
 import { getIoas, type Ioas } from './ioas.ts';
 import { show } from './reserved-iovas.ts';
 

@@ -6,7 +6,7 @@ import { Errno } from '../../lib/errno.ts';
 import type { DmaBuf } from '../core/dma-buf.ts';
 import type { Run } from '../core/mm.ts';
 import type { Task } from '../core/task.ts';
-import type { Area } from './io-pagetable.ts';
+import type { Area } from './area.ts';
 import { type LockedMemory, Pages } from './pages.ts';
 import type { PagingDomain } from './paging-domain.ts';
 

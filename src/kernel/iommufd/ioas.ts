@@ -21,10 +21,11 @@ import {
 import { DmaBuf } from '../core/dma-buf.ts';
 import { copyFromUser, copyToUser, type MemoryFile, type Task } from '../core/task.ts';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.ts';
+import { lastOf, type Slice } from './area.ts';
 import { type IommufdContext, IommufdObject } from './context.ts';
 import { DmabufPages } from './dmabuf-pages.ts';
 import type { HwptPaging } from './hw-pagetable.ts';
-import { IoPagetable, lastOf, type Slice } from './io-pagetable.ts';
+import { IoPagetable } from './io-pagetable.ts';
 import { Pages, type PagesAccount } from './pages.ts';
 import { takeOut } from './paging-domain.ts';
 import { type IovaRange, show } from './reserved-iovas.ts';

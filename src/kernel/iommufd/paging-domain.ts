@@ -2,8 +2,8 @@
  * What iommufd needs of a hardware page table that translates IOVAs to physical pages. The IOMMU's `Domain` is one.
  */
 import { Errno } from '../../lib/errno.ts';
+import type { Area } from './area.ts';
 import { DmabufPages } from './dmabuf-pages.ts';
-import type { Area } from './io-pagetable.ts';
 
 /** Dirty bits in hardware. */
 export interface DirtyTracking {
