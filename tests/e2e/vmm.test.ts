@@ -74,48 +74,72 @@ function runIn(where: string, mode: Mode): Promise<Outcome> {
   return runInBox([join(where, 'vmm'), TESTDEV, WALKER, OTHER, mode], { host, timeout: 90_000 });
 }
 
-const parts: [step: string, title: string][] = [
-  ['hardware', 'GET_HW_INFO tells the unit’s registers; virtual IOMMUs of another vendor are refused'],
-  [
-    'both-stages',
-    'DMA by requester ID and by PASID through a guest’s table lands in the guest’s memory and nowhere else',
-  ],
-  ['stale', 'F-25: what a guest changed counts after HWPT_INVALIDATE, for the unit and for a device’s TLB'],
-  ['bad-entries', 'F-26: an invalidation ends at its first bad entry, and what came before it is done'],
-  [
-    'astray',
-    'a guest’s table that leads out of the guest’s memory is the device’s fault; memory that is unmapped is gone from both stages',
-  ],
-  [
-    'requests',
-    'F-31 F-33: a device’s page request goes through the monitor to the guest and back; the device goes on, or gives up',
-  ],
-  ['unanswered', 'F-32: detach, replacement and close answer what nobody answered, and a late answer is refused'],
-  [
-    'migration',
-    'F-41 F-42: pages that devices wrote through both stages show in the parent’s bitmap, NO_CLEAR keeps them',
-  ],
-  ['replaced', 'F-23: 600 replacements of tables by requester ID and PASID, and no DMA fails meanwhile'],
-  [
-    'virtual-iommu',
-    'a virtual VT-d is refused, as in Linux; where the host has them, it knows devices by the guest’s numbers and those of its unit alone',
-  ],
-  ['killed', 'a monitor that is killed with requests and DMA under way leaves nothing'],
-];
+const patience = { timeout: 120_000 };
 
-for (const [step, title] of parts) {
-  test(title, { timeout: 120_000 }, async (t) => {
-    for (const mode of ['without', 'with'] as const) {
-      const result = await outcome(t, mode);
-      if (result === undefined) return;
-      const lines = result.stdout.split('\n').filter((line) => line.startsWith(`${step}: `));
-      assert.deepEqual(lines, [`${step}: ok`], `${mode} virtual IOMMUs: ${result.story}`);
-      if (step === 'replaced') t.diagnostic(/^.* during 600 replacements$/m.exec(result.stdout)?.[0] ?? 'no count');
-    }
-  });
+/** Looks at one step of both runs. */
+async function passes(t: TestContext, step: string): Promise<void> {
+  for (const mode of ['without', 'with'] as const) {
+    const result = await outcome(t, mode);
+    if (result === undefined) return;
+    const lines = result.stdout.split('\n').filter((line) => line.startsWith(`${step}: `));
+    assert.deepEqual(lines, [`${step}: ok`], `${mode} virtual IOMMUs: ${result.story}`);
+    if (step === 'replaced') t.diagnostic(/^.* during 600 replacements$/m.exec(result.stdout)?.[0] ?? 'no count');
+  }
 }
 
-test('nothing of the monitor is left in the box after any part', { timeout: 120_000 }, async (t) => {
+test('GET_HW_INFO tells the unit’s registers; virtual IOMMUs of another vendor are refused', patience, (t) =>
+  passes(t, 'hardware'),
+);
+
+test(
+  'DMA by requester ID and by PASID through a guest’s table lands in the guest’s memory and nowhere else',
+  patience,
+  (t) => passes(t, 'both-stages'),
+);
+
+test('F-25: what a guest changed counts after HWPT_INVALIDATE, for the unit and for a device’s TLB', patience, (t) =>
+  passes(t, 'stale'),
+);
+
+test('F-26: an invalidation ends at its first bad entry, and what came before it is done', patience, (t) =>
+  passes(t, 'bad-entries'),
+);
+
+test(
+  'a guest’s table that leads out of the guest’s memory is the device’s fault; memory that is unmapped is gone from both stages',
+  patience,
+  (t) => passes(t, 'astray'),
+);
+
+test(
+  'F-31 F-33: a device’s page request goes through the monitor to the guest and back; the device goes on, or gives up',
+  patience,
+  (t) => passes(t, 'requests'),
+);
+
+test('F-32: detach, replacement and close answer what nobody answered, and a late answer is refused', patience, (t) =>
+  passes(t, 'unanswered'),
+);
+
+test(
+  'F-41 F-42: pages that devices wrote through both stages show in the parent’s bitmap, NO_CLEAR keeps them',
+  patience,
+  (t) => passes(t, 'migration'),
+);
+
+test('F-23: 600 replacements of tables by requester ID and PASID, and no DMA fails meanwhile', patience, (t) =>
+  passes(t, 'replaced'),
+);
+
+test(
+  'a virtual VT-d is refused, as in Linux; where the host has them, it knows devices by the guest’s numbers and those of its unit alone',
+  patience,
+  (t) => passes(t, 'virtual-iommu'),
+);
+
+test('a monitor that is killed with requests and DMA under way leaves nothing', patience, (t) => passes(t, 'killed'));
+
+test('nothing of the monitor is left in the box after any part', patience, async (t) => {
   for (const mode of ['without', 'with'] as const) {
     const result = await outcome(t, mode);
     if (result === undefined) return;
