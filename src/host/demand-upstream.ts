@@ -30,6 +30,10 @@ export class DemandUpstream implements Upstream {
     return this.#unit.interrupt?.(rid, address, data) ?? false;
   }
 
+  reach(rid: number, pasid: number, page: number, access: Access): number {
+    return this.#unit.reach?.(rid, pasid, page, access) ?? 1;
+  }
+
   translate(rid: number, pasid: number, page: number, access: Access): number {
     const found = this.#unit.translate(rid, pasid, page, access);
     if (found >= 0 || pasid >= 0 || !this.#miss(this.#name(), page, access === WRITE)) return found;

@@ -20,6 +20,25 @@ test('an entry of each size answers for its pages only, and only for what it all
   }
 });
 
+test('an entry tells how far it reaches; a smaller one for the page comes first', () => {
+  const iotlb = new Iotlb();
+  const { tag } = iotlb.space(7, -1);
+  assert.equal(iotlb.reach(tag, 5, 1), 1, 'nothing is known');
+  iotlb.fill(tag, 512 * 3, 512 * 9, 1, 1);
+  assert.deepEqual(
+    [0, 1, 511, 512, -1].map((within) => iotlb.reach(tag, 512 * 3 + within, 1)),
+    [512, 511, 1, 1, 1],
+  );
+  assert.equal(iotlb.reach(tag, 512 * 3, 2), 1, 'not for writing');
+  assert.equal(iotlb.reach(tag + 1, 512 * 3, 1), 1, 'not for another space');
+  iotlb.fill(tag, 512 * 3 + 7, 99, 0, 1);
+  assert.equal(iotlb.reach(tag, 512 * 3 + 7, 1), 1);
+  iotlb.fill(tag, 2 ** 18, 2 ** 20, 2, 3);
+  assert.equal(iotlb.reach(tag, 2 ** 18 + 3, 2), 2 ** 18 - 3);
+  iotlb.invalidatePages(7, undefined, 2 ** 18 + 9, 2 ** 18 + 9);
+  assert.equal(iotlb.reach(tag, 2 ** 18 + 3, 2), 1, 'no longer');
+});
+
 test('I-43: domains and PASIDs do not see each other, and are forgotten one by one', () => {
   const iotlb = new Iotlb();
   const a = iotlb.space(2, -1);

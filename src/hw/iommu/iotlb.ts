@@ -208,6 +208,18 @@ export class Iotlb {
     return largest.filled ? this.#large(largest, tag, page, page - (page & 0x3ffff), access) : -1;
   }
 
+  /** Pages from `page` on that the entry for it covers, 1 when there is none: physical neighbours, with the same access. */
+  reach(tag: number, page: number, access: number): number {
+    const slot = (page ^ Math.imul(tag, SPREAD)) & (SMALL_SIZE - 1);
+    if (this.small[slot * 2] === page && this.smallOwners[slot]! >> 3 === tag) return 1;
+    for (const level of this.#levels) {
+      if (level.pages === 1 || !level.filled) continue;
+      const within = level.pages === 512 ? page & 511 : page & 0x3ffff;
+      if (this.#large(level, tag, page, page - within, access) >= 0) return level.pages - within;
+    }
+    return 1;
+  }
+
   #large(level: Level, tag: number, page: number, firstPage: number, access: number): number {
     const slot = level.slot(tag, firstPage);
     if (level.entries[slot * 2] !== firstPage) return -1;

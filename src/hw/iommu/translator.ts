@@ -135,6 +135,11 @@ export class Translator implements Upstream {
     return this.#otherwise(rid, pasid, page, access);
   }
 
+  reach(rid: number, pasid: number, page: number, access: Access): number {
+    const binding = this.own[rid >>> 8]![rid & 255];
+    return binding === undefined || pasid >= 0 ? 1 : this.iotlb.reach(binding.space.tag, page, access);
+  }
+
   request(rid: number, page: number, access: Access, attributes: DmaAttributes): number {
     const { pasid = -1, noSnoop = false, translated = false, exec = false, privileged = false } = attributes;
     this.iotlb.attributes = 0;

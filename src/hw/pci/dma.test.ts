@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { DmaPort, noUpstream, READ } from './dma.ts';
+import { DmaPort, noUpstream, READ, type Upstream } from './dma.ts';
 import { TestMachine } from './test-machine.ts';
 
 function port(machine: TestMachine): DmaPort {
@@ -35,6 +35,47 @@ test('neighbouring pages are one copy, scattered pages are several, the bytes ar
       },
     ),
     { numRuns: 30 },
+  );
+});
+
+test('of large leaves one page is asked for; bytes, faults and direct bytes are those of page by page', () => {
+  const leaf = fc.record({ place: fc.nat(7), isThere: fc.boolean() });
+  const range = fc.record({ start: fc.nat(20 * 4096), length: fc.integer({ min: 1, max: 12 * 4096 }) });
+  fc.assert(
+    fc.property(fc.array(leaf, { minLength: 5, maxLength: 5 }), range, (leaves, { start, length }) => {
+      const answers = [false, true].map((hasReach) => {
+        const machine = new TestMachine();
+        for (const [i, { place, isThere }] of leaves.entries()) {
+          if (isThere) machine.mapRam(0x100 + 4 * i, place * 4, 4);
+        }
+        machine.ram.forEach((_, i) => {
+          machine.ram[i] = (i * 31) >> 5;
+        });
+        const { upstream } = machine;
+        let asked = 0;
+        const counting: Upstream = {
+          translate: (rid, pasid, page, access) => {
+            asked++;
+            return upstream.translate(rid, pasid, page, access);
+          },
+          get why() {
+            return upstream.why;
+          },
+          ...(hasReach && { reach: (_rid, _pasid, page) => 4 - (page % 4) }),
+        };
+        const dma = port(machine);
+        dma.upstream = counting;
+        const into = new Uint8Array(length);
+        const read = dma.read(0x100000 + start, into);
+        // Where one run ends the first page of the next is asked for twice.
+        if (hasReach) assert.ok(asked <= 2 * Math.ceil(length / 16384) + 1, `${asked} questions`);
+        const direct = dma.direct(0x100000 + start, length)?.slice();
+        const write = dma.write(0x100000 + start, new Uint8Array(length).fill(9));
+        return { read, into, direct, write, ram: machine.ram.slice() };
+      });
+      assert.deepEqual(answers[1], answers[0]);
+    }),
+    { numRuns: 40 },
   );
 });
 

@@ -38,6 +38,8 @@ export interface Upstream {
    */
   translate(rid: number, pasid: number, page: number, access: Access): number;
   readonly why: string;
+  /** After `translate`: how many pages from `page` on lie behind each other physically and allow the same, as far as that is known. Absent: 1. */
+  reach?(rid: number, pasid: number, page: number, access: Access): number;
   /** As `translate`, for a request with more attributes than a PASID. Absent: they make no difference. */
   request?(rid: number, page: number, access: Access, attributes: DmaAttributes): number;
   /** Whether the last request of `request` went snooped. */
@@ -127,7 +129,9 @@ export class DmaPort {
     const first = upstream.translate(rid, pasid, page, READ);
     const count = Math.ceil((offset + length) / 4096);
     if (first < 0) return undefined;
-    for (let i = 1; i < count; i++) if (upstream.translate(rid, pasid, page + i, READ) !== first + i) return undefined;
+    for (let i = this.#reach(rid, pasid, page, READ); i < count; i += this.#reach(rid, pasid, page + i, READ)) {
+      if (upstream.translate(rid, pasid, page + i, READ) !== first + i) return undefined;
+    }
     this.isCoherent = true;
     return this.#memory.direct(first, offset, length);
   }
@@ -190,6 +194,10 @@ export class DmaPort {
     return true;
   }
 
+  #reach(rid: number, pasid: number, page: number, access: Access): number {
+    return this.upstream.reach?.(rid, pasid, page, access) ?? 1;
+  }
+
   #fault(page: number, within: number, access: Access, pasid: number, reason: string): DmaFault {
     const refused: DmaFault = {
       address: (BigInt(page) << 12n) + BigInt(within),
@@ -239,12 +247,21 @@ export class DmaPort {
       let length = Math.min(4096 - offset, buffer.length - done);
       let count = 1;
       let reason = '';
+      let known = isPlain && done + length < buffer.length ? this.#reach(rid, pasid, page, access) : 1;
       while (done + length < buffer.length) {
+        if (count < known) {
+          const left = buffer.length - done - length;
+          const more = Math.min(known - count, Math.ceil(left / 4096));
+          length += Math.min(more * 4096, left);
+          count += more;
+          continue;
+        }
         const next = ask(page + count);
         if (next !== first + count) {
           if (next < 0) reason = upstream.why;
           break;
         }
+        if (isPlain) known = count + this.#reach(rid, pasid, page + count, access);
         length += Math.min(4096, buffer.length - done - length);
         count++;
       }

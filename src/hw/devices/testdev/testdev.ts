@@ -14,6 +14,8 @@ import { get32, high32, low32, put32, putHalves } from '../../pci/registers.ts';
 import * as r from './registers.ts';
 
 const CHUNK = 65536;
+/** As much is copied at a time where source and destination lie together. */
+const LARGE_CHUNK = 16 * CHUNK;
 
 /** Registers that keep what is written while no command runs. */
 const writable = new Set([
@@ -172,22 +174,36 @@ export class Testdev implements Registers {
       // The pattern continues over chunks because their length is a multiple of 4.
       for (let at = 0; at < CHUNK; at += 4) put32(chunk, at, this.#words[r.PATTERN >> 2]!);
     }
-    for (let done = 0; done < length; done += CHUNK) {
-      const error = this.#step(operation, done, chunk.subarray(0, Math.min(CHUNK, length - done)));
+    // From memory to memory at once, where the memory's bytes can be had; in larger pieces as long as these lie together.
+    let most = operation === r.OPERATION_COPY ? LARGE_CHUNK : 0;
+    for (let done = 0; done < length; ) {
+      const left = length - done;
+      let direct = most > CHUNK && left > CHUNK ? this.#direct(done, Math.min(most, left)) : undefined;
+      if (direct === undefined) {
+        most = Math.min(most, CHUNK);
+        if (most > 0) direct = this.#direct(done, Math.min(most, left));
+      }
+      const part = direct ?? chunk.subarray(0, Math.min(CHUNK, left));
+      const error = this.#step(operation, done, part, direct !== undefined);
       if (error !== 0) return error;
+      done += part.length;
     }
     return 0;
   }
 
-  #step(operation: number, done: number, part: Uint8Array): number {
+  /** The bytes of the source themselves; undefined: they lie apart, or can only be copied. */
+  #direct(done: number, length: number): Uint8Array | undefined {
+    return this.#fn!.dma.direct(this.#address(r.SOURCE) + BigInt(done), length, this.#pasid());
+  }
+
+  /** `isDirect`: `part` is the source itself. */
+  #step(operation: number, done: number, part: Uint8Array, isDirect: boolean): number {
     const { dma } = this.#fn!;
     const pasid = this.#pasid();
     const source = this.#address(r.SOURCE) + BigInt(done);
     let readFault: DmaFault | undefined;
     let bytes = part;
-    const direct = operation === r.OPERATION_COPY ? dma.direct(source, part.length, pasid) : undefined;
-    if (direct !== undefined) bytes = direct;
-    else if (operation !== r.OPERATION_FILL) {
+    if (!isDirect && operation !== r.OPERATION_FILL) {
       readFault = dma.read(source, part, pasid);
       if (readFault !== undefined) bytes = part.subarray(0, this.#reached(readFault, source));
     }
