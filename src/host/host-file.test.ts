@@ -43,6 +43,8 @@ test('a wrong file is told where it is wrong and what was expected', () => {
   wrong((f) => (first(f)['modle'] = 1), /at functions\[0\]: .*modle/);
   wrong((f) => (first(f)['bars'] = { 9: 0 }), /at functions\[0\]\.bars/);
   wrong((f) => (f['functions'] = 3), /at functions: .*expected array/);
+  wrong((f) => (f['api'] = 2012), /at api: expected 2011; or expected one of "today"\|"both"$/);
+  wrong((f) => (f['options'] = { kvm: { policy: 'x' } }), /at options\.kvm\.policy: .*"kernel"\|"strict"/);
 });
 
 test('text that is no JSON or YAML, files and presets that do not exist', () => {

@@ -315,7 +315,7 @@ export function parseText(text: string, origin: string): unknown {
     const isYaml = /\.ya?ml$/.test(origin);
     return isYaml ? (load('yaml') as typeof import('yaml')).parse(text) : JSON.parse(text);
   } catch (error) {
-    throw new HostFileError(`${origin}: ${(error as Error).message.split('\n')[0]}`);
+    throw new HostFileError(`${origin}: ${(error as Error).message.split('\n')[0]!.replace(/:$/, '')}`);
   }
 }
 
@@ -325,10 +325,21 @@ export function parseFunction(data: unknown, origin: string): FunctionConfig {
   return checked(functionSchema(z).safeParse(data), origin) as FunctionConfig;
 }
 
+type Issue = Pick<zod.core.$ZodIssue, 'path' | 'message'>;
+
+/** Of a value that fits none of several forms: what is wrong with the form that fits best, or what each expects. */
+function ofUnion(issue: zod.core.$ZodIssue): Issue {
+  if (issue.code !== 'invalid_union' || issue.errors.length === 0) return issue;
+  const firsts = issue.errors.map((issues) => ofUnion(issues[0]!));
+  const best = firsts.reduce((a, b) => (b.path.length > a.path.length ? b : a));
+  const reasons = firsts.map(({ message }) => message.replace(/^Invalid (?:input|option): /, ''));
+  return { path: [...issue.path, ...best.path], message: best.path.length > 0 ? best.message : reasons.join('; or ') };
+}
+
 /** What passed its schema; else where it is wrong. */
 function checked(result: zod.ZodSafeParseResult<unknown>, origin: string): unknown {
   if (result.success) return result.data;
-  const issue = result.error.issues[0]!;
+  const issue = ofUnion(result.error.issues[0]!);
   const path = issue.path.reduce<string>(
     (at, key) => (typeof key === 'number' ? `${at}[${key}]` : at === '' ? String(key) : `${at}.${String(key)}`),
     '',
