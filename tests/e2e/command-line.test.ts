@@ -9,7 +9,10 @@ import { fileURLToPath } from 'node:url';
 
 const top = fileURLToPath(new URL('../../../', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'vfiobox-test-'));
-after(() => rmSync(folder, { recursive: true, force: true }));
+const controlParent = mkdtempSync(join(tmpdir(), 'vfiobox-test-'));
+after(() => {
+  for (const made of [folder, controlParent]) rmSync(made, { recursive: true, force: true });
+});
 const canRun = existsSync(join(top, 'build/libvfiobox.so'));
 const skip = canRun ? false : 'the C library is not built';
 
@@ -23,7 +26,7 @@ function vfiobox(...args: string[]): Promise<Outcome> {
   const child = spawn(process.execPath, [join(top, 'bin/vfiobox'), ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
     timeout: 20_000,
-    env: { ...process.env, TMPDIR: folder },
+    env: { ...process.env, TMPDIR: folder, XDG_RUNTIME_DIR: controlParent },
   });
   const outcome: Outcome = { status: null, out: '', err: '' };
   child.stdout.on('data', (data) => {
@@ -77,6 +80,8 @@ test('a machine or a trace that cannot be had is 125, and the program is not run
     assert.deepEqual([status, out], [125, '']);
     assert.match(err, /^vfiobox: [^\n]*\n$/);
   }
+  await Promise.all(Object.values(runs!));
+  assert.deepEqual(readdirSync(controlParent), [], 'the folder of control sockets goes with the last of them');
   const full = await runs!.fullTrace;
   assert.equal(full.status, 125);
   assert.match(full.err, /^vfiobox: the trace '\/dev\/full' is cut short: the disk is full[^\n]*\n$/);

@@ -127,6 +127,9 @@ test('bad input: a message with the line, status 125, and nothing is written', a
   const nowhere = await vfiobox('host', 'import', dump, '-o', join(folder, 'none/x.json'));
   assert.deepEqual([nowhere.status, nowhere.err.split('\n').length], [125, 2]);
   assert.match(nowhere.err, /cannot write '.*': ENOENT/);
+  const long = await vfiobox('host', 'import', dump, '-o', join(folder, 'x'.repeat(300)));
+  assert.deepEqual([long.status, long.out], [125, '']);
+  assert.match(long.err, /cannot write '.*': ENAMETOOLONG/);
 });
 
 test('a file that is there already stays as it was when the import fails', async () => {

@@ -1,5 +1,5 @@
 /** `vfiobox host import`: a dump of a real machine becomes a host file. Nothing is written unless all of it is good. */
-import { renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { HostFileError, type ImportOptions, importHost } from '../../host/index.ts';
 
 export interface ImportRequest extends ImportOptions {
@@ -31,7 +31,7 @@ export function hostImport(
       writeFileSync(draft, text, { flag: 'wx' });
       renameSync(draft, output);
     } catch (error) {
-      rmSync(draft, { force: true });
+      if (existsSync(draft)) rmSync(draft); // also where the folder may not even be looked into
       return fail(`cannot write '${output}': ${(error as NodeJS.ErrnoException).code}`);
     }
   }

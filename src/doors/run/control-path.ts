@@ -30,10 +30,13 @@ export function controlSocketFor(name: string | undefined): string | undefined {
 /** After the end of a box: the socket, and the folder when it was the last one. */
 export function removeControlSocket(path: string): void {
   rmSync(path, { force: true });
-  const folder = controlFolder();
-  if (!path.startsWith(`${folder}/`)) return;
+  if (path.startsWith(`${controlFolder()}/`)) removeControlFolder();
+}
+
+/** The folder, unless sockets are in it. */
+export function removeControlFolder(): void {
   try {
-    rmdirSync(folder);
+    rmdirSync(controlFolder());
   } catch {
     // Others are running.
   }

@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 import type { Worker } from 'node:worker_threads';
 import type { BoxAddress, BoxEnd } from './box.ts';
 import type { BoxNews, BoxRequest } from './box-thread.ts';
-import { badName, controlFolder, controlSocketFor, removeControlSocket } from './control-path.ts';
+import { badName, controlFolder, controlSocketFor, removeControlFolder, removeControlSocket } from './control-path.ts';
 import { startThread } from './thread.ts';
 
 export interface RunOptions {
@@ -95,6 +95,7 @@ export async function run(options: RunOptions, thread: Worker = startThread()): 
     process.removeListener('exit', onExit);
     rmSync(folder, { recursive: true, force: true });
     if (hasControl) removeControlSocket(control!);
+    else removeControlFolder();
     times.push(['folder removed', performance.now()]);
     if (options.timings) for (const [what, at] of times) process.stderr.write(`vfiobox: ${at.toFixed(0)} ms ${what}\n`);
   }
