@@ -11,8 +11,9 @@ import { forEachDmaAlias } from '../../hw/pci/aliases.ts';
 import type { PciFunction } from '../../hw/pci/function.ts';
 import { Errno } from '../../lib/errno.ts';
 import { Tracepoint } from '../../lib/tracepoint.ts';
-import { enableAbilities, hasAts, maxPasids } from './device-abilities.ts';
+import { enableAbilities, hasAts } from './device-abilities.ts';
 import type { Domain } from './domain.ts';
+import { GroupPasids, type Member } from './group-pasids.ts';
 import { mergeReserved, type ReservedRegion } from './reserved-regions.ts';
 import { blockedDomain } from './special-domains.ts';
 
@@ -22,18 +23,6 @@ export type { ReservedRegion, ReservedType } from './reserved-regions.ts';
 const traceAttach = new Tracepoint<{ device: string; group: number; kind: string }>('iommu:attach_device_to_domain');
 const traceAdd = new Tracepoint<{ gid: number; device: string; why: string }>('iommu:add_device_to_group');
 const traceRemove = new Tracepoint<{ gid: number; device: string }>('iommu:remove_device_from_group');
-
-interface Member {
-  readonly fn: PciFunction;
-  /** Requester IDs under which its DMA arrives: its own and its aliases. */
-  readonly rids: readonly number[];
-  /** Why it is in this group. */
-  readonly reason: string;
-  readonly reserved: readonly ReservedRegion[];
-  /** Resets under way; its requests are blocked while there is one. */
-  resets: number;
-  isBlocked: boolean;
-}
 
 /** Who claims a group is any object; `api` tells those apart that came by the API of 2011. */
 interface GroupOwner {
@@ -52,7 +41,8 @@ export class IommuGroup {
   #domain: Domain | undefined;
   #owner: object | undefined;
   #ownerCount = 0;
-  readonly #pasids = new Map<number, Domain>();
+  /** With a unit. */
+  readonly #pasids: GroupPasids | undefined;
   /** Members that are being reset. */
   #inReset = 0;
 
@@ -60,6 +50,7 @@ export class IommuGroup {
   constructor(id: number, unit: IommuUnit | undefined, defaultDomain: Domain | undefined) {
     this.id = id;
     this.unit = unit;
+    this.#pasids = unit === undefined ? undefined : new GroupPasids(id, unit);
     this.isolatedMsi = unit?.hasIsolatedMsi ?? false;
     this.#defaultDomain = defaultDomain;
     this.#domain = defaultDomain;
@@ -187,80 +178,32 @@ export class IommuGroup {
    * changed.
    */
   attachPasid(domain: Domain, pasid: number): void {
-    const unit = this.#checkPasid(pasid);
-    if (this.#pasids.has(pasid)) throw new Errno('EBUSY', `PASID ${pasid} of group ${this.id} is attached already`);
-    this.#enterPasid(unit, domain, pasid, undefined);
+    this.#checkPasid(pasid).attach(this.#members.values(), domain, pasid);
   }
 
   /** Changes the domain of a PASID in one step. EINVAL: it has none. Else as `attachPasid`. */
   replacePasid(domain: Domain, pasid: number): void {
-    const unit = this.#checkPasid(pasid);
-    const old = this.#pasids.get(pasid);
-    if (old === undefined) throw new Errno('EINVAL', `PASID ${pasid} of group ${this.id} is not attached`);
-    if (old !== domain) this.#enterPasid(unit, domain, pasid, old);
+    this.#checkPasid(pasid).replace(this.#members.values(), domain, pasid);
   }
 
   /** The PASID reaches nothing any more. */
   detachPasid(pasid: number): void {
-    const domain = this.#pasids.get(pasid);
-    const unit = this.unit;
-    if (domain === undefined || unit === undefined) return;
-    this.#pasids.delete(pasid);
-    domain.attachments--;
-    for (const member of this.#members.values()) {
-      if (maxPasids(member.fn, unit) === 0) continue;
-      if (!member.isBlocked) domain.unprogramPasid(unit, member.rids, pasid);
-      domain.detachDevice(unit);
-    }
+    this.#pasids?.detach(this.#members.values(), pasid);
   }
 
   domainOfPasid(pasid: number): Domain | undefined {
-    return this.#pasids.get(pasid);
+    return this.#pasids?.domainOf(pasid);
   }
 
   /** The PASIDs with their domains. */
   pasids(): [number, Domain][] {
-    return [...this.#pasids];
+    return this.#pasids?.list() ?? [];
   }
 
-  /** The PASIDs that are programmed for a member. */
-  #pasidsOf({ fn }: Member, unit: IommuUnit): [number, Domain][] {
-    return maxPasids(fn, unit) > 0 ? [...this.#pasids] : [];
-  }
-
-  #checkPasid(pasid: number): IommuUnit {
-    const unit = this.#hardware(this.unit);
-    const most = [...this.#members.values()].map(({ fn }) => maxPasids(fn, unit)).filter((count) => count > 0);
-    if (most.length === 0) throw new Errno('EOPNOTSUPP', `no member of group ${this.id} has PASIDs`);
-    if (pasid === 0) throw new Errno('EINVAL', 'PASID 0 stands for requests without PASID');
-    if (this.#inReset > 0) throw new Errno('EBUSY', `a member of group ${this.id} is in reset`);
-    const least = Math.min(...most);
-    if (!(pasid > 0 && pasid < least)) {
-      throw new Errno('EINVAL', `PASID ${pasid} is beyond the ${least} of a member of group ${this.id}`);
-    }
-    return unit;
-  }
-
-  #enterPasid(unit: IommuUnit, domain: Domain, pasid: number, old: Domain | undefined): void {
-    const entered: Member[] = [];
-    try {
-      for (const member of this.#members.values()) {
-        if (maxPasids(member.fn, unit) === 0) continue;
-        domain.attachDevice(unit);
-        entered.push(member);
-      }
-    } catch (error) {
-      for (let i = 0; i < entered.length; i++) domain.detachDevice(unit);
-      throw error;
-    }
-    // Nothing below can fail.
-    for (const member of entered) domain.programPasid(unit, member.rids, pasid, old);
-    if (old !== undefined) {
-      for (let i = 0; i < entered.length; i++) old.detachDevice(unit);
-      old.attachments--;
-    }
-    domain.attachments++;
-    this.#pasids.set(pasid, domain);
+  #checkPasid(pasid: number): GroupPasids {
+    const pasids = this.#hardware(this.#pasids);
+    pasids.check(this.#members.values(), pasid, this.#inReset > 0);
+    return pasids;
   }
 
   // ---- resets ----
@@ -278,7 +221,7 @@ export class IommuGroup {
     this.#inReset++;
     const blocking = blockedDomain(unit);
     blocking.program(unit, member.rids, this.domain);
-    for (const [pasid, domain] of this.#pasidsOf(member, unit)) domain.unprogramPasid(unit, member.rids, pasid);
+    this.#pasids?.unprogram(member, member.rids);
     for (const rid of member.rids) unit.devices.forget(rid);
   }
 
@@ -292,7 +235,7 @@ export class IommuGroup {
     this.#inReset--;
     enableAbilities(member.fn, member.rids, unit);
     this.domain.program(unit, member.rids);
-    for (const [pasid, domain] of this.#pasidsOf(member, unit)) domain.programPasid(unit, member.rids, pasid);
+    this.#pasids?.program(member);
   }
 
   // ---- for IommuCore ----
@@ -309,10 +252,7 @@ export class IommuGroup {
       enableAbilities(fn, member.rids, this.unit);
       this.#mapDirect(this.defaultDomain, reserved);
       this.#enter(member, this.domain);
-      for (const [pasid, domain] of this.#pasidsOf(member, this.unit)) {
-        domain.attachDevice(this.unit);
-        domain.programPasid(this.unit, member.rids, pasid);
-      }
+      this.#pasids?.enter(member);
     }
     this.#members.set(fn, member);
     traceAdd.fire(() => ({ gid: this.id, device: fn.name, why: reason }));
@@ -327,12 +267,11 @@ export class IommuGroup {
       const unit = this.unit;
       const others = new Set([...this.#members.values()].flatMap(({ rids }) => rids));
       const gone = member.rids.filter((rid) => !others.has(rid));
-      const pasids = this.#pasidsOf(member, unit);
       if (!member.isBlocked) {
-        for (const [pasid, domain] of pasids) domain.unprogramPasid(unit, gone, pasid);
+        this.#pasids?.unprogram(member, gone);
         blockedDomain(unit).program(unit, gone, this.domain);
       } else this.#inReset--;
-      for (const [, domain] of pasids) domain.detachDevice(unit);
+      this.#pasids?.letGo(member);
       for (const rid of gone) {
         unit.clearContext(rid);
         unit.devices.forget(rid);
