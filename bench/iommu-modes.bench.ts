@@ -1,6 +1,6 @@
 /**
  * The IOMMU's other paths: translations by mode and format without the IOTLB's help, nested walks, invalidation by granularity, the
- * queue, and the cost of a map against how many there are: `npm run build && taskset -c 1 node dist/bench/iommu-modes.bench.js`.
+ * queue, memory, and the cost of a map against how many there are: `npm run build && taskset -c 1 node --expose-gc dist/bench/iommu-modes.bench.js`.
  */
 import { encodeDescriptor } from '../src/hw/iommu/descriptors.ts';
 import { amdV1 } from '../src/hw/iommu/fmt/amd-v1.ts';
@@ -155,26 +155,74 @@ function units(): void {
   );
 }
 
+/** A page that is no multiple of 3 pages above BASE is mapped and unmapped, all over the `count` others. */
+function mapAmong(domain: Domain, count: number, turns: number): void {
+  for (let i = 0; i < turns; i++) {
+    const page = BASE + (Math.imul(i, 7919) % count) * 3 + 1;
+    domain.map(page, 5, 1, 3);
+    domain.unmap(page, 1);
+  }
+}
+
+function filledDomain(count: number): Domain {
+  const unit = new IommuUnit('dmar0');
+  const domain = new Domain(unit, 'unmanaged');
+  domain.attachDevice(unit);
+  for (let i = 0; i < count; i++) domain.map(BASE + i * 3, 0x100_0000 + i * 2, 1, 3);
+  return domain;
+}
+
 function curve(): void {
   console.log('cost of one map and one unmap of a page, through a domain, with so many others there:');
-  for (const count of [1_000, 10_000, 100_000, 1_000_000]) {
+  // The first size must not pay for the compiler.
+  mapAmong(filledDomain(1000), 1000, 200_000);
+  const domains = [1_000, 10_000, 100_000, 1_000_000].map((count) => ({
+    count,
+    domain: filledDomain(count),
+    times: [] as number[],
+  }));
+  const turns = 20_000;
+  for (let round = 0; round <= ROUNDS; round++) {
+    for (const { count, domain, times } of domains) {
+      const start = process.hrtime.bigint();
+      mapAmong(domain, count, turns);
+      if (round > 0) times.push(Number(process.hrtime.bigint() - start) / turns);
+    }
+  }
+  const base = median(domains[0]!.times);
+  for (const { count, domain, times } of domains) {
+    const time = median(times);
+    const bar = '#'.repeat(Math.round((time / base) * 10));
+    show(`${String(count).padStart(9)} maps`, time, `${(time / base).toFixed(2)}x of the first  ${bar}`);
+    domain.table!.destroy();
+  }
+}
+
+/** Buffers go one collection after their arrays. */
+function collect(): void {
+  for (let i = 0; i < 3; i++) globalThis.gc?.();
+}
+
+/** What 1 GiB of maps takes of the box: its tables, and all that the process has grown by. */
+function memory(): void {
+  const size = 2 ** 18;
+  for (const [name, pages, shift] of [
+    ['4 KiB, one map', size, 1],
+    ['4 KiB, one map each', 1, 1],
+    ['2 MiB, one map', size, 512],
+    ['2 MiB, one map each', 512, 512],
+  ] as const) {
+    collect();
+    const before = process.memoryUsage();
     const unit = new IommuUnit('dmar0');
     const domain = new Domain(unit, 'unmanaged');
-    domain.attachDevice(unit);
-    for (let i = 0; i < count; i++) domain.map(BASE + i * 3, 0x100_0000 + i * 2, 1, 3);
-    const turns = 1000;
-    const time = measure(turns, () => {
-      for (let i = 0; i < turns; i++) {
-        const page = BASE + (Math.imul(i, 7919) % count) * 3 + 1;
-        domain.map(page, 5, 1, 3);
-        domain.unmap(page, 1);
-      }
-    });
-    const bytes = domain.table!.tables * 4096;
-    show(
-      `${String(count).padStart(9)} maps`,
-      time,
-      `${(bytes / (count / 262144) / 1024).toFixed(0)} KiB of tables a mapped GiB`,
+    for (let page = 0; page < size; page += pages) domain.map(size * 4 + page, size * 8 + shift + page, pages, 3);
+    collect();
+    const after = process.memoryUsage();
+    const grown = after.heapUsed + after.arrayBuffers - before.heapUsed - before.arrayBuffers;
+    const tables = domain.table!.tables * 4;
+    console.log(
+      `${`memory of a mapped GiB, ${name}`.padEnd(58)} ${String(tables).padStart(9)} KiB of tables, ${(grown / 1024).toFixed(0)} KiB in all`,
     );
     domain.table!.destroy();
   }
@@ -183,5 +231,6 @@ function curve(): void {
 console.log(`node ${process.version}, medians of ${ROUNDS} rounds`);
 formats();
 units();
+memory();
 curve();
 if (sink === 0.5) console.log(sink);

@@ -23,6 +23,7 @@ function world() {
 }
 
 test('a walk says what the unit does, for any maps', () => {
+  const { domain, fn, unit, walk } = world();
   fc.assert(
     fc.property(
       fc.array(
@@ -33,7 +34,7 @@ test('a walk says what the unit does, for any maps', () => {
       ),
       fc.array(fc.nat(6000), { minLength: 1, maxLength: 8 }),
       (maps, pages) => {
-        const { domain, fn, unit, walk } = world();
+        for (let page = 0; page < 6000; ) page += domain.unmap(page, 6000 - page) || 1;
         for (const { page, count, at, prot } of maps) {
           try {
             domain.map(page, at, count + 1, prot);

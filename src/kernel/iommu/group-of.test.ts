@@ -277,6 +277,6 @@ test('G-1: the partition does not depend on the order of siblings', () => {
       }
       assert.equal(partition(machine.boot(order)), usual);
     }),
-    { numRuns: 60 },
+    { numRuns: 30 },
   );
 });
