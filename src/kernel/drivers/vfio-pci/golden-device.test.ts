@@ -405,7 +405,7 @@ test('every call of the recorded suite device-cdev is answered as the kernel ans
   const device = machine.bind(machine.edu);
   const opened = machine.task.open(openCdev(machine.world.core, device, '/dev/vfio/devices/vfio0'));
   const caller = new Caller(golden, machine.task, opened.file);
-  const iommufd = machine.task.open(new IommufdFile(new IommufdContext(undefined as never)));
+  const iommufd = machine.task.open(new IommufdFile(new IommufdContext({ allowUnsafeInterrupts: false } as never)));
   const bind = words(16, 0, iommufd.descriptor, 0, 0, 0);
   caller.ioctl('BIND', uapi.VFIO_DEVICE_BIND_IOMMUFD, bind);
   whole(caller, opened.descriptor);
