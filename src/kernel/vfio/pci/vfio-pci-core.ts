@@ -1,9 +1,9 @@
 /**
- * A PCI function in the hands of a user: opening and closing it, its regions, its memory and its power.
+ * A PCI function in the hands of a user: opening and closing it, its regions and its memory.
  *
  * Memory answers while the user has COMMAND.MEM on, the function is in D0 to D2 and the device is not in low power; when that
  * ends, every mapping of a BAR in any program faults (SIGBUS), and it works again when it begins. Configuration space is in
- * `vfio-pci-config.ts`, interrupts in `vfio-pci-intrs.ts`, the ioctls in `vfio-pci-ioctl.ts`.
+ * `vfio-pci-config.ts`, power in `vfio-pci-power.ts`, interrupts in `vfio-pci-intrs.ts`, the ioctls in `vfio-pci-ioctl.ts`.
  */
 import type { SharedMemory } from '../../../hw/memory/backing.ts';
 import type { PciFunction } from '../../../hw/pci/function.ts';
@@ -18,7 +18,7 @@ import {
   VFIO_PCI_ROM_REGION_INDEX,
 } from '../../../uapi/vfio.ts';
 import type { FileMapping, IoctlResult } from '../../core/file.ts';
-import type { EventContext, Task } from '../../core/task.ts';
+import type { Task } from '../../core/task.ts';
 import type { IommuGroup } from '../../iommu/group.ts';
 import { DmaLogging } from '../dma-logging.ts';
 import { Migration } from '../migration/migration.ts';
@@ -32,11 +32,11 @@ import { BarDmaBufs } from './vfio-pci-dmabuf.ts';
 import { VfioPciIrqs } from './vfio-pci-intrs.ts';
 import { vfioPciIoctl } from './vfio-pci-ioctl.ts';
 import { MigratableFunction } from './vfio-pci-migration.ts';
+import { VfioPciPower } from './vfio-pci-power.ts';
 import { VfioPciRegions } from './vfio-pci-rdwr.ts';
 
 /** Region `index` begins at byte `index * REGION_SIZE` of the device's file. */
 export const REGION_SIZE = 2 ** 40;
-const D3HOT = 3;
 
 export class VfioPciDevice extends VfioDevice {
   readonly fn: PciFunction;
@@ -46,6 +46,7 @@ export class VfioPciDevice extends VfioDevice {
   readonly regions: VfioPciRegions;
   readonly ioeventfds: IoEventfds;
   readonly dmaBufs: BarDmaBufs;
+  readonly power: VfioPciPower;
   /** Of a function that can be migrated. */
   readonly migration: Migration | undefined;
   /** The same: it can log its DMA as well. */
@@ -58,11 +59,7 @@ export class VfioPciDevice extends VfioDevice {
   needsReset = false;
   #config: VfioPciConfig | undefined;
   #opened: SavedState | undefined;
-  #powerSave: SavedState | undefined;
-  #powerState = 0;
   #mapped = true;
-  /** Set by LOW_POWER_ENTRY until LOW_POWER_EXIT or a wake. */
-  #lowPower: { wake: EventContext | undefined; suspended: boolean; intxMasked: boolean } | undefined;
   /** The physical function's token is in use by us. */
   #guardian: VfToken | undefined;
 
@@ -74,6 +71,7 @@ export class VfioPciDevice extends VfioDevice {
     this.regions = new VfioPciRegions(this);
     this.ioeventfds = new IoEventfds(this);
     this.dmaBufs = new BarDmaBufs();
+    this.power = new VfioPciPower(fn, this.irqs, () => this.memoryChanged());
     const ability = fn.spec.migration;
     if (ability !== undefined) {
       this.migration = new Migration(new MigratableFunction(fn, () => this.config), ability);
@@ -149,7 +147,7 @@ export class VfioPciDevice extends VfioDevice {
     let command = config.read(reg.PCI_COMMAND, 2) & ~reg.PCI_COMMAND_MASTER;
     if (has('memory') || (fn.rom?.address ?? 0) !== 0) command |= reg.PCI_COMMAND_MEMORY;
     if (has('io')) command |= reg.PCI_COMMAND_IO;
-    this.#setHardwarePower(0);
+    this.power.turnOn();
     config.write(reg.PCI_COMMAND, 2, command);
     this.resetWorks = fn.resetMethods.length > 0;
     if (this.resetWorks) fn.reset();
@@ -158,7 +156,6 @@ export class VfioPciDevice extends VfioDevice {
     if (this.irqs.canMask) {
       config.write(reg.PCI_COMMAND, 2, config.read(reg.PCI_COMMAND, 2) & ~reg.PCI_COMMAND_INTX_DISABLE);
     }
-    this.#powerState = 0;
     this.#config = new VfioPciConfig(this, fn.interruptPin !== 0 && !fn.isVirtfn);
     this.regions.open();
     this.#guardian = fn.physfn === undefined ? undefined : this.environment.sets.deviceOf(fn.physfn)?.token;
@@ -177,8 +174,8 @@ export class VfioPciDevice extends VfioDevice {
     this.dmaBufs.cleanup();
     this.migration?.close();
     this.logging?.reset();
-    this.endLowPower();
-    this.setPowerState(0);
+    this.power.endLow();
+    this.power.set(0);
     fn.config.write(reg.PCI_COMMAND, 2, fn.config.read(reg.PCI_COMMAND, 2) & ~reg.PCI_COMMAND_MASTER);
     this.irqs.close();
     this.ioeventfds.close();
@@ -228,7 +225,7 @@ export class VfioPciDevice extends VfioDevice {
 
   /** Whether the user may reach the BARs: his COMMAND.MEM, and not in D3. */
   get memoryEnabled(): boolean {
-    return this.#config !== undefined && this.#powerState < D3HOT && this.#config.memoryEnabled;
+    return this.#config !== undefined && this.power.isOn && this.#config.memoryEnabled;
   }
 
   get msiEnabled(): boolean {
@@ -245,9 +242,9 @@ export class VfioPciDevice extends VfioDevice {
 
   memoryChanged(): void {
     const enabled = this.memoryEnabled;
-    const mapped = enabled && this.#lowPower === undefined;
+    const mapped = enabled && !this.power.isLow;
     if (mapped !== this.#mapped) this.#setMapped(mapped);
-    this.dmaBufs.move(!enabled || this.#lowPower !== undefined);
+    this.dmaBufs.move(!enabled || this.power.isLow);
   }
 
   #setMapped(mapped: boolean): void {
@@ -259,33 +256,9 @@ export class VfioPciDevice extends VfioDevice {
     }
   }
 
-  /** The user writes the power state: 0 to 3. A function that forgets its registers on the way back from D3 gets them again. */
+  /** The user writes the power state: 0 to 3. */
   setPowerState(state: number): void {
-    if (state !== 0 && (this.fn.sriov?.functions.length ?? 0) > 0) return;
-    const forgets = this.#forgetsInD3();
-    if (forgets && this.#powerState < D3HOT && state >= D3HOT) this.#powerSave = saveState(this.fn);
-    const wakes = this.#powerState >= D3HOT && state < D3HOT;
-    this.#setHardwarePower(state);
-    if (wakes && this.#powerSave !== undefined) {
-      restoreState(this.fn, this.#powerSave);
-      this.#powerSave = undefined;
-    }
-    this.#powerState = this.fn.config.findCapability(reg.PCI_CAP_ID_PM) === 0 ? 0 : state;
-    this.memoryChanged();
-  }
-
-  #forgetsInD3(): boolean {
-    const at = this.fn.config.findCapability(reg.PCI_CAP_ID_PM);
-    return at !== 0 && (this.fn.config.read(at + reg.PCI_PM_CTRL, 2) & reg.PCI_PM_CTRL_NO_SOFT_RESET) === 0;
-  }
-
-  #setHardwarePower(state: number): void {
-    const { config } = this.fn;
-    const at = config.findCapability(reg.PCI_CAP_ID_PM);
-    if (at === 0) return;
-    const control = config.read(at + reg.PCI_PM_CTRL, 2);
-    if ((control & reg.PCI_PM_CTRL_STATE_MASK) === state) return;
-    config.write(at + reg.PCI_PM_CTRL, 2, (control & ~reg.PCI_PM_CTRL_STATE_MASK) | state);
+    this.power.set(state);
   }
 
   /** Resets the function with all that its user holds on it kept. ENOTTY: it cannot be reset. */
@@ -319,54 +292,10 @@ export class VfioPciDevice extends VfioDevice {
     this.memoryChanged();
   }
 
-  /** LOW_POWER_ENTRY. Takes `wake` over. EINVAL: in low power already. */
-  beginLowPower(wake: EventContext | undefined): void {
-    if (this.#lowPower !== undefined) throw new Errno('EINVAL', 'the device is in low power already');
-    this.#lowPower = { wake, suspended: false, intxMasked: false };
-    this.memoryChanged();
-  }
-
-  /** LOW_POWER_EXIT, or the device has been used. */
-  endLowPower(): void {
-    const low = this.#lowPower;
-    if (low === undefined) return;
-    this.#lowPower = undefined;
-    low.wake?.close();
-    if (low.intxMasked) this.irqs.unmask();
-    this.memoryChanged();
-  }
-
-  /** A use of the device wakes it: for good when the user wanted to be told, else for this use. */
-  #resume(): void {
-    const low = this.#lowPower;
-    if (low === undefined || !low.suspended) return;
-    low.suspended = false;
-    if (low.wake !== undefined) {
-      low.wake.signal();
-      this.endLowPower();
-    } else if (low.intxMasked) {
-      low.intxMasked = false;
-      this.irqs.unmask();
-    }
-  }
-
-  #suspend(): void {
-    const low = this.#lowPower;
-    if (low === undefined || low.suspended) return;
-    this.setPowerState(0);
-    low.suspended = true;
-    low.intxMasked = this.irqs.mask();
-  }
-
   // ---- calls ----
 
   ioctl(task: Task, _file: DeviceFile, request: number, argument: bigint): IoctlResult {
-    this.#resume();
-    try {
-      return vfioPciIoctl(this, task, request, argument);
-    } finally {
-      if (this.#lowPower !== undefined) this.#suspend();
-    }
+    return this.power.during(() => vfioPciIoctl(this, task, request, argument));
   }
 
   read(_task: Task, into: Uint8Array, position: number): number {
@@ -380,14 +309,9 @@ export class VfioPciDevice extends VfioDevice {
   #transfer(buffer: Uint8Array, position: number, isWrite: boolean): number {
     const index = Math.floor(position / REGION_SIZE);
     const offset = position - index * REGION_SIZE;
-    if (this.#lowPower === undefined) return this.#access(index, buffer, offset, isWrite);
+    if (!this.power.isLow) return this.#access(index, buffer, offset, isWrite);
     if (index >= VFIO_PCI_NUM_REGIONS) throw new Errno('EINVAL', `there is no region ${index}`);
-    this.#resume();
-    try {
-      return this.#access(index, buffer, offset, isWrite);
-    } finally {
-      this.#suspend();
-    }
+    return this.power.during(() => this.#access(index, buffer, offset, isWrite));
   }
 
   #access(index: number, buffer: Uint8Array, offset: number, isWrite: boolean): number {
@@ -402,7 +326,7 @@ export class VfioPciDevice extends VfioDevice {
   /** One load or store of the processor to a trapped mapping: as the instruction made it, or EIO (the program gets SIGBUS). */
   access(_task: Task, buffer: Uint8Array, position: number, isWrite: boolean): number {
     const index = Math.floor(position / REGION_SIZE);
-    if (this.#lowPower !== undefined) throw new Errno('EIO', `${this.name} is in low power`);
+    if (this.power.isLow) throw new Errno('EIO', `${this.name} is in low power`);
     return this.regions.trapped(index, buffer, position - index * REGION_SIZE, isWrite);
   }
 

@@ -197,12 +197,12 @@ function feature(device: VfioPciDevice, task: Task, request: FeatureRequest): Io
       return 0;
     }
     case uapi.VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY:
-      if (checkFeature(request, set, 0)) device.beginLowPower(undefined);
+      if (checkFeature(request, set, 0)) device.power.beginLow(undefined);
       return 0;
     case uapi.VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP:
       return lowPowerWithWakeup(device, task, request);
     case uapi.VFIO_DEVICE_FEATURE_LOW_POWER_EXIT:
-      if (checkFeature(request, set, 0)) device.endLowPower();
+      if (checkFeature(request, set, 0)) device.power.endLow();
       return 0;
     case uapi.VFIO_DEVICE_FEATURE_DMA_BUF:
       return featureDmaBuf(device, task, request);
@@ -243,7 +243,7 @@ function lowPowerWithWakeup(device: VfioPciDevice, task: Task, request: FeatureR
   if (entry.wakeup_eventfd < 0) throw new Errno('EINVAL', `${entry.wakeup_eventfd} is not a descriptor`);
   const wake = task.eventfd(entry.wakeup_eventfd);
   try {
-    device.beginLowPower(wake);
+    device.power.beginLow(wake);
   } catch (error) {
     wake.close();
     throw error;
