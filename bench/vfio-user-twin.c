@@ -232,7 +232,7 @@ static int copy(size_t bytes, u32 region)
 	struct map map = { 32, 3, 0, 0x10000000, 2 * bytes };
 	request(&m, 2, 0, &map, 32, fd);
 	double best = 1e18, mine = 1e18;
-	for (int r = 0; r < 60; r++) {
+	for (int r = 0; r < 100; r++) {
 		double begin = now();
 		poke(region, 0x40, 8, map.address);
 		poke(region, 0x48, 8, map.address + bytes);

@@ -26,7 +26,7 @@ const last = availableParallelism() - 1;
 // testdev: registers in BAR 4, of which SCRATCH keeps what is written.
 const REGISTERS = '4';
 const SCRATCH = '8';
-const COPIED = 8 << 20;
+const COPIED = 16 << 20;
 
 const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;
 
