@@ -47,6 +47,7 @@ export function assemble(dump: Dump, options: AssembleOptions): Assembled {
   const kinds = kindsOf(nodes);
   const state = acsState(nodes, options.acs, notes);
   tellWhatIsMissing(nodes, notes);
+  tellOfOrphans(nodes, notes);
   const physical = nodes.filter((node) => node.physfn === undefined);
   const unknownDrivers = new Map<string, number>();
   const functions = physical.map((node) => {
@@ -98,6 +99,21 @@ function acsOf({ image }: Node): { capability: number; control: number } | undef
 function typeOf(image: NonNullable<Node['image']>): number | undefined {
   const at = image.find(reg.PCI_CAP_ID_EXP);
   return at === 0 ? undefined : (image.get(at + reg.PCI_EXP_FLAGS, 2) >> 4) & 0xf;
+}
+
+/**
+ * Buses other than 0 with an endpoint or switch port (types 0, 1, 5, 6) to which no bridge leads. Virtual machines have such root
+ * buses; elsewhere the bridge is missing from the dump.
+ */
+function tellOfOrphans(nodes: readonly Node[], notes: string[]): void {
+  for (const { name, fn, image, parent, physfn } of nodes) {
+    if (parent !== undefined || physfn !== undefined || fn.bus === 0 || image === undefined) continue;
+    if ([0, 1, 5, 6].includes(typeOf(image) ?? -1)) {
+      notes.push(
+        `no bridge leads to ${name}: its bus is taken as a root bus (if a bridge is missing from the dump, its groups are not those of the machine)`,
+      );
+    }
+  }
 }
 
 /** What the lengths of the dump hide. */

@@ -167,6 +167,13 @@ test('T-25 T-3: the tree of the first documentation gives its group of three; sw
   assert.equal(machine.pci.find('0000:03:00.0')!.vendor, 0x10de);
 });
 
+test('an endpoint to whose bus no bridge leads is told: virtual machines have such buses, other dumps are not whole', () => {
+  const told = (facts: readonly Fact[]): string => importHost(fileOf(toLspci(facts))).notes.join('\n');
+  assert.doesNotMatch(told(intelDesktop), /no bridge leads to/);
+  const without = intelDesktop.filter(({ at }) => at !== '0000:00:01.0');
+  assert.match(told(without), /^no bridge leads to 0000:01:00\.0: its bus is taken as a root bus/m);
+});
+
 test('-xxx and -x show less, and the import says what is unknown', () => {
   const short = importHost(fileOf(toLspci(amdRyzen, { bytes: 256 })));
   assert.match(short.notes.join('\n'), /only 256 bytes of \d+ PCI Express functions/);
