@@ -31,8 +31,16 @@ const PAGE = 1024;
 /** What the ids of one page of a table stand for. An id that is not out has neither set nor data. */
 export class EntryPage {
   readonly refs = new Int32Array(PAGE);
-  readonly sets: (object | null)[] = new Array<object | null>(PAGE).fill(null);
-  readonly data: (object | null)[] = new Array<object | null>(PAGE).fill(null);
+  /** Set and data of each id, side by side: with a million ids each look into memory counts. */
+  readonly objects: (object | null)[] = new Array<object | null>(PAGE * 2).fill(null);
+
+  setOf(slot: number): object | null {
+    return this.objects[slot * 2]!;
+  }
+
+  dataOf(slot: number): object | null {
+    return this.objects[slot * 2 + 1]!;
+  }
 }
 
 /** One table of ids. An entry is a page and a slot in it, for there may be a million. */
@@ -68,17 +76,20 @@ export class Backend {
     }
     const slot = slotOf(id);
     page.refs[slot] = 1;
-    page.sets[slot] = set;
-    page.data[slot] = data;
+    page.objects[slot * 2] = set;
+    page.objects[slot * 2 + 1] = data;
   }
 
-  erase(id: number): void {
+  /** The id is free again. Gives the set that it was of. */
+  erase(id: number): object | null {
     const page = this.#pages[pageOf(id)]!;
     const slot = slotOf(id);
+    const set = page.setOf(slot);
     page.refs[slot] = 0;
-    page.sets[slot] = null;
-    page.data[slot] = null;
+    page.objects[slot * 2] = null;
+    page.objects[slot * 2 + 1] = null;
     this.ids.release(id);
+    return set;
   }
 }
 

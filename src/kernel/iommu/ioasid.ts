@@ -162,7 +162,7 @@ export class Ioasids {
   setData(id: number, data: object | null, disposable: () => void = () => {}): void {
     const page = this.#backends.active.page(id);
     if (page === undefined) throw new Errno('ENOENT', `there is no id ${id}`);
-    page.data[slotOf(id)] = data;
+    page.objects[slotOf(id) * 2 + 1] = data;
     this.readers.afterGrace(disposable);
   }
 
@@ -175,8 +175,8 @@ export class Ioasids {
   find<T extends object>(set: IoasidSet<T> | null, id: number, getter?: (value: T) => boolean): unknown {
     const page = this.#backends.active.page(id);
     if (page === undefined) return ENOENT;
-    if (set !== null && page.sets[slotOf(id)] !== set) return EACCES;
-    const data = page.data[slotOf(id)]!;
+    if (set !== null && page.setOf(slotOf(id)) !== set) return EACCES;
+    const data = page.dataOf(slotOf(id));
     if (data !== null && getter !== undefined && !getter(data as T)) return null;
     return data;
   }
@@ -227,12 +227,12 @@ export class Ioasids {
     const { active } = this.#backends;
     const found: number[] = [];
     for (let id = active.ids.next(0); id >= 0; id = active.ids.next(id + 1)) {
-      if (active.page(id)!.sets[slotOf(id)] === set) found.push(id);
+      if (active.page(id)!.setOf(slotOf(id)) === set) found.push(id);
     }
     this.#visitors++;
     try {
       for (const id of found) {
-        const result = visit(id, (active.page(id)?.data[slotOf(id)] ?? null) as T | null);
+        const result = visit(id, (active.page(id)?.dataOf(slotOf(id)) ?? null) as T | null);
         if (result !== 0) return result;
       }
       return 0;
@@ -286,8 +286,7 @@ export class Ioasids {
   }
 
   #forget(backend: Backend, id: number): void {
-    this.#charge(backend.page(id)!.sets[slotOf(id)]!, -1);
-    backend.erase(id);
+    this.#charge(backend.erase(id), -1);
     if (this.readers.live === 0) return;
     this.reclaiming++;
     this.readers.afterGrace(() => {
@@ -304,8 +303,9 @@ export class Ioasids {
     return set !== null && set.quota < Number.POSITIVE_INFINITY && (this.#counts.get(set) ?? 0) >= set.quota;
   }
 
+  /** `set`: an IoasidSet. */
   #charge(set: object | null, delta: 1 | -1): void {
-    if (!(set instanceof IoasidSet) || set.quota === Number.POSITIVE_INFINITY) return;
+    if (set === null || (set as IoasidSet).quota === Number.POSITIVE_INFINITY) return;
     const count = (this.#counts.get(set) ?? 0) + delta;
     if (count === 0) this.#counts.delete(set);
     else this.#counts.set(set, count);
